@@ -1,0 +1,200 @@
+"""Capture: a model becomes a ``CompiledModule`` that trains, evaluates and prints like the original.
+
+``torch.export`` (non-strict, eval mode, dynamic batch) records ATen operators; this module then gives back
+what export loses: in-place operators become functional ones with their reads redirected, calls of known leaf
+modules become ``call_module`` nodes on the model's own modules, and dropout and BatchNorm calls inlined from
+a subclass follow ``train()``/``eval()`` again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError
+from fxcompress.graph.functionalize import NotFunctional, functionalize
+from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
+from fxcompress.graph.module import CompiledModule, mirror
+from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
+from fxcompress.graph.shapes import annotate
+
+_IGNORED = (
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten.sym_constrain_range.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten._assert_tensor_metadata.default,
+)
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> CompiledModule:
+    """Capture ``model`` as a graph over its own modules and parameters.
+
+    Args:
+        model: any module; its class, code and parameters are left alone, its mode is restored.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
+            first layers when omitted. The first dimension is taken as the batch and stays dynamic where the
+            model allows it.
+
+    Raises:
+        CaptureError: names the line of the model that cannot be captured and what to do.
+    """
+    if isinstance(model, CompiledModule):
+        return model.fork()
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    with _eval_mode(model):
+        notes: list[str] = []
+        if example_inputs is None:
+            inputs, words = find_inputs(model)
+            notes.append(words)
+        else:
+            inputs = as_inputs(example_inputs)
+        exported, dynamic, calls = _export(model, inputs)
+    if not dynamic:
+        notes.append("the batch size is fixed: the model did not export with a dynamic first dimension")
+    compiled = _compiled(model, exported, calls)
+    compiled.example_inputs = inputs
+    compiled.batch_is_dynamic = dynamic
+    compiled.notes = (*notes, *compiled.notes)
+    compiled.train(model.training)
+    return compiled
+
+
+def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: LeafCalls) -> CompiledModule:
+    try:
+        graph = functionalize(_plain_graph(exported))
+    except NotFunctional:
+        # Writes through views: let torch functionalize, at the cost of a second trace.
+        graph = functionalize(_plain_graph(exported.run_decompositions({})))
+    annotate(graph)
+    root = mirror(model)
+    _adopt_constants(root, graph, exported)
+    notes = raise_leaf_modules(graph, model, calls)
+    notes += follow_training_flag(graph, root, model)
+    compiled = CompiledModule(root, graph, model._get_name())
+    compiled.notes = tuple(notes)
+    graph.lint()
+    return compiled
+
+
+def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool, LeafCalls]:
+    """Export with a dynamic batch, or failing that with fixed shapes."""
+    args, kwargs = _with_batch_of_two(inputs)
+    failure: Exception | None = None
+    for dynamic, (a, k) in ((True, (args, kwargs)), (False, inputs)):
+        try:
+            shapes = _dynamic_shapes(a, k) if dynamic else None
+            if dynamic and not pytree.tree_leaves(shapes):
+                continue
+            with watch_leaf_calls(model) as calls, torch.no_grad():
+                program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            failure = failure or error
+        else:
+            return program, dynamic and bool(program.range_constraints), calls
+    if failure is None:
+        raise CaptureError("the model was given no tensor input; pass example_inputs")
+    raise _explained(model, inputs, failure) from failure
+
+
+def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def of(value: Any) -> Any:
+        return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() > 0 else None
+
+    a, k = pytree.tree_map(of, (args, kwargs))
+    return (*a, *k.values()) if not k else {**_positional(a), **k}
+
+
+def _positional(shapes: tuple[Any, ...]) -> dict[str, Any]:
+    return {f"*{i}": s for i, s in enumerate(shapes)}
+
+
+def _with_batch_of_two(inputs: Inputs) -> Inputs:
+    """Repeat a batch of one: export would otherwise specialize the graph to size 1."""
+    leaves = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim() > 0]
+    if not leaves or any(x.shape[0] != 1 for x in leaves):
+        return inputs
+    repeat = lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() > 0 else x  # noqa: E731
+    args, kwargs = pytree.tree_map(repeat, inputs)
+    return args, kwargs
+
+
+def _plain_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
+    """The exported graph with parameters as ``get_attr`` nodes, without guards and assertions."""
+    graph = exported.module(check_guards=False).graph
+    for node in reversed(list(graph.nodes)):
+        guard = node.op == "call_module" or node.target in _IGNORED
+        unread_attribute = node.op == "get_attr" and not node.users
+        if (guard and not node.users) or unread_attribute:
+            graph.erase_node(node)
+    return graph  # type: ignore[no-any-return]
+
+
+def _adopt_constants(root: nn.Module, graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:
+    """Register tensors the graph reads that are no parameter or buffer of the model."""
+    known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target in known:
+            continue
+        value = exported.constants.get(node.target)
+        if value is None:
+            value = exported.state_dict.get(node.target)
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"the graph reads {node.target!r}, which is not a tensor of the model")
+        name = f"_constant_{str(node.target).replace('.', '_')}"
+        root.register_buffer(name, value.detach(), persistent=False)
+        node.target = name
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _explained(model: nn.Module, inputs: Inputs, failure: Exception) -> CaptureError:
+    """Say whether the model or the capture failed, and at which line of the user's code."""
+    try:
+        with torch.no_grad():
+            model(*inputs[0], **inputs[1])
+    except Exception as error:
+        where = _user_line(error)
+        return CaptureError(
+            f"{type(model).__name__} does not run on the example inputs{where}: {type(error).__name__}: "
+            f"{_first_line(error)}\nPass example_inputs that model(*example_inputs) accepts."
+        )
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured{_user_line(failure)}: {type(failure).__name__}: "
+        f"{_first_line(failure)}\nA graph has one path for every input: branch on shapes or on module attributes "
+        "rather than on tensor values (torch.where, torch.cond), and keep tensors out of .item() and numpy."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "(no message)")
+
+
+def _user_line(error: BaseException) -> str:
+    """`` at file:line (code)`` for the innermost frame outside torch and fxcompress."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(part in frame.filename.replace("\\", "/") for part in ("/torch/", "/fxcompress/", "<"))
+    ]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f" at {frame.filename}:{frame.lineno} (`{frame.line}`)"

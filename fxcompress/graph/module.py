@@ -1,0 +1,143 @@
+"""``CompiledModule``: an ``fx.GraphModule`` that keeps the user's module hierarchy, names and state dict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+
+class Scope(nn.Module):
+    """Stands for a container of the user's model: its name, direct parameters and ``training`` flag.
+
+    The container's own code was inlined into the graph, so a scope is never called.
+    """
+
+    def __init__(self, class_name: str) -> None:
+        super().__init__()
+        self._class_name = class_name
+
+    def _get_name(self) -> str:
+        return self._class_name
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError(f"{self._class_name} was inlined into the compiled graph; call the compiled model")
+
+
+class CompiledModule(fx.GraphModule):
+    """A captured, compressed or sped-up model.
+
+    ``graph`` holds ``call_module`` nodes on the model's own leaf modules under their original names and
+    ATen functions for the rest. ``example_inputs`` is ``(args, kwargs)`` as given to ``forward``;
+    ``notes`` are one-line remarks of the capture (what could not follow train mode, say).
+    """
+
+    example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    notes: tuple[str, ...]
+    batch_is_dynamic: bool
+
+    def __init__(self, root: nn.Module | Mapping[str, Any], graph: fx.Graph, class_name: str = "CompiledModule"):
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        if isinstance(root, nn.Module):
+            adopt(self, root)
+        self.graph = graph
+        self.example_inputs = ((), {})
+        self.notes = ()
+        self.batch_is_dynamic = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        root = nn.Module()
+        adopt(root, self)
+        twin = CompiledModule(copy.deepcopy(root, memo), copy_graph(self.graph), self._get_name())
+        _copy_facts(self, twin)
+        memo[id(self)] = twin
+        return twin
+
+    def fork(self) -> CompiledModule:
+        """A module of its own graph and hierarchy that shares every leaf module, parameter and buffer."""
+        twin = CompiledModule(mirror(self), copy_graph(self.graph), self._get_name())
+        _copy_facts(self, twin)
+        return twin
+
+
+def _copy_facts(source: CompiledModule, target: CompiledModule) -> None:
+    target.example_inputs = source.example_inputs
+    target.notes = source.notes
+    target.batch_is_dynamic = source.batch_is_dynamic
+    target.training = source.training
+
+
+def adopt(target: nn.Module, source: nn.Module) -> None:
+    """Give ``target`` the direct children, parameters and buffers of ``source`` (the same objects)."""
+    target._modules.update(source._modules)
+    target._parameters.update(source._parameters)
+    target._buffers.update(source._buffers)
+    target._non_persistent_buffers_set |= source._non_persistent_buffers_set
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of ``graph`` with its node metadata and calling convention."""
+    twin = fx.Graph(tracer_cls=getattr(graph, "_tracer_cls", None))
+    mapping: dict[fx.Node, fx.Node] = {}
+    output = twin.graph_copy(graph, mapping, return_output_node=True)
+    if output is not None:
+        value, old = cast(tuple[Any, fx.Node], output)
+        new = twin.output(value)
+        new.meta = copy.copy(old.meta)
+    twin._codegen = copy.copy(graph._codegen)
+    return twin
+
+
+def mirror(model: nn.Module) -> nn.Module:
+    """The hierarchy of ``model`` with containers as scopes and childless modules shared as they are."""
+    memo: dict[int, nn.Module] = {}
+
+    def visit(module: nn.Module, is_root: bool) -> nn.Module:
+        if id(module) in memo:
+            return memo[id(module)]
+        if not is_root and not module._modules:
+            memo[id(module)] = module
+            return module
+        scope = Scope(module._get_name())
+        memo[id(module)] = scope
+        adopt(scope, module)
+        scope.training = module.training
+        for name, child in module._modules.items():
+            scope._modules[name] = None if child is None else visit(child, False)
+        return scope
+
+    return visit(model, True)
+
+
+def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
+    """The parameter, buffer or tensor attribute of qualified ``name``."""
+    owner, _, attribute = name.rpartition(".")
+    return cast(torch.Tensor, getattr(root.get_submodule(owner), attribute))
+
+
+def set_tensor(root: nn.Module, name: str, value: torch.Tensor | None) -> None:
+    """Replace the parameter or buffer ``name`` (registered as what it was), or register it anew."""
+    owner_name, _, attribute = name.rpartition(".")
+    owner = root.get_submodule(owner_name)
+    if isinstance(value, nn.Parameter) or attribute in owner._parameters:
+        owner.register_parameter(attribute, value)  # type: ignore[arg-type]
+    elif attribute in owner._buffers:
+        owner._buffers[attribute] = value
+    else:
+        owner.register_buffer(attribute, value, persistent=attribute in owner.__dict__)
+
+
+def set_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at the qualified ``name``; its parent must exist."""
+    owner, _, attribute = name.rpartition(".")
+    root.get_submodule(owner)._modules[attribute] = module
+
+
+def unused_names(root: nn.Module, used: Iterable[str]) -> list[str]:
+    """Parameters and buffers of ``root`` that no name in ``used`` refers to."""
+    used_ids = {id(get_tensor(root, name)) for name in used}
+    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+    return [name for name, tensor in named if id(tensor) not in used_ids]
