@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from fxcompress import ops
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,7 +30,7 @@ aten = torch.ops.aten
 
 
 def as_call(inputs: Any) -> Call:
-    """Return ``(args, kwargs)`` for a tensor, a tuple or list of arguments, a dict of keywords, or such a pair."""
+    """Return ``(args, kwargs)`` for a tensor, a tuple of arguments, a dict of keywords, or such a pair."""
     if isinstance(inputs, dict):
         return (), dict(inputs)
     if not isinstance(inputs, tuple | list):
@@ -85,7 +88,7 @@ def count_macs(module: nn.Module, inputs: Any) -> MacCount:
         if batch > 1
         else [(True, batch), (False, batch)]
     )
-    with _evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad():
         for fake, size in attempts[:-1]:
             try:
                 return _count(module, _first_examples((args, kwargs), batch, size), fake=fake, batch=size)
@@ -110,27 +113,33 @@ def _first_examples(call: Call, batch: int, size: int) -> Call:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration: no running statistic may move because something was counted."""
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration: no running statistic may move because something was counted.
+
+    The fused attention kernel of ``nn.MultiheadAttention`` is off too: no counter sees into it.
+    """
     modes = [(child, child.training) for child in module.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for child, _ in modes:
             child.training = False
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for child, training in modes:
             child.training = training
 
 
 def _sdpa_cpu_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _rnn_layer_flops(
     x: Any, w_input: Any, w_hidden: Any, *args: Any, out_val: Any = None, **kwargs: Any
 ) -> int:
     """One direction of one layer; x: (steps, batch, features), weights: (gates * hidden, features)."""
-    return 2 * x[0] * x[1] * (w_input[0] * w_input[1] + w_hidden[0] * w_hidden[1])
+    return int(2 * x[0] * x[1] * (w_input[0] * w_input[1] + w_hidden[0] * w_hidden[1]))
 
 
 def _flop_counter() -> FlopCounterMode:
@@ -144,7 +153,9 @@ def _flop_counter() -> FlopCounterMode:
 
 def _count(module: nn.Module, call: Call, *, fake: bool, batch: int) -> MacCount:
     if fake:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with detect_fake_mode(list(module.parameters())) or FakeTensorMode(
+            allow_non_fake_inputs=True
+        ) as mode:
             args, kwargs = tree_map_only(Tensor, lambda t: mode.from_tensor(t, static_shapes=True), call)
             flops = _flops_by_layer(module, args, kwargs)
     else:
@@ -183,11 +194,13 @@ class _CountingInterpreter(fx.Interpreter):
 def layer_of(node: fx.Node) -> str:
     """Return the qualified name of the layer whose weight ``node`` applies, or else the node's own name.
 
-    A masked layer reads ``get_attr weight`` through a mask product: the first parameter found by walking up
-    from the node's arguments after its data input names the layer.
+    A masked layer is ``ops.call(owner, x, weight=weight * mask)``; a functional layer reads its weight from a
+    ``get_attr`` node, directly or through a mask product.
     """
     if node.op == "call_module":
         return str(node.target)
+    if node.target is ops.call:
+        return str(node.all_input_nodes[0].target)
     pending = node.all_input_nodes[1:]
     while pending:
         source = pending.pop(0)
@@ -248,7 +261,7 @@ def compare_latency(
 
 
 def _timed(function: Callable[[], Any]) -> float:
-    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else _nothing
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     synchronize()
     start = time.perf_counter()
     function()

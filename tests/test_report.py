@@ -1,0 +1,156 @@
+"""The report: its text, its numbers, and that it keeps no model alive."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.errors import SpeedupError
+from fxcompress.report import Change, Kept, LayerChange, Report, make_report
+
+INPUTS = torch.randn(2, 3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 10)
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+        return y * self.scale
+
+
+def pair() -> tuple[fx.GraphModule, fx.GraphModule]:
+    return fx.symbolic_trace(Net(8)), fx.symbolic_trace(Net(4))
+
+
+@pytest.fixture
+def report() -> Report:
+    kept = [("stage.add_3", "operator cumsum has no rule: channels of [stage.conv2, stage.conv5] stay")]
+    return make_report(*pair(), INPUTS, kept=kept, notes=["dropout at [drop] was dropped by the capture"])
+
+
+EXPECTED = """\
+fxcompress report
+                   before   after   removed
+───────────────────────────────────────────
+parameters            340     180     47.1%
+MACs per example   13,904   6,952     50.0%
+bytes               1,432     760     46.9%
+
+3 of 4 layers changed
+layer   type           before     after
+───────────────────────────────────────
+conv    Conv2d        8×3×3×3   4×3×3×3
+norm    BatchNorm2d         8         4
+head    Linear           10×8      10×4
+
+1 masked but kept
+node          reason
+──────────────────────────────────────────────────────
+stage.add_3   operator cumsum has no rule: channels of
+              [stage.conv2, stage.conv5] stay
+
+note: dropout at [drop] was dropped by the capture"""
+
+
+def test_text_shows_totals_changed_layers_and_reasons(report: Report) -> None:
+    assert report.to_text(width=56) == EXPECTED
+
+
+def test_text_never_exceeds_its_width(report: Report) -> None:
+    for width in (40, 56, 100):
+        assert all(len(line) <= width for line in report.to_text(width=width).splitlines())
+
+
+def test_long_lists_are_cut_and_counted(report: Report) -> None:
+    assert "and 2 more" in report.to_text(rows=1)
+    assert "and" not in EXPECTED
+
+
+def test_str_is_the_text(report: Report) -> None:
+    assert str(report) == report.to_text()
+
+
+def test_json_holds_the_same_facts(report: Report) -> None:
+    facts = json.loads(report.to_json())
+    assert facts == report.to_dict()
+    assert facts["parameters"] == {"before": 340, "after": 180, "removed": 0.470588}
+    assert facts["macs"] == {"before": 13904, "after": 6952, "removed": 0.5}
+    assert facts["layers"][1] == {
+        "name": "conv",
+        "type": "Conv2d",
+        "before": [8, 3, 3, 3],
+        "after": [4, 3, 3, 3],
+        "macs": {"before": 13824, "after": 6912, "removed": 0.5},
+    }
+    assert facts["kept"] == [{"node": report.kept[0].node, "reason": report.kept[0].reason}]
+    assert facts["notes"] == list(report.notes)
+    assert "latency" not in facts
+
+
+def test_layers_that_exist_on_one_side_only_are_listed() -> None:
+    before, after = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+    report = make_report(fx.symbolic_trace(before), fx.symbolic_trace(after), torch.randn(1, 2))
+    assert report.layers[1] == LayerChange("1", "Linear", (2, 2), None)
+
+
+def test_macs_are_counted_after_both_modules_are_gone() -> None:
+    before, after = pair()
+    alive = [weakref.ref(before), weakref.ref(after), weakref.ref(before.conv.weight)]
+    report = make_report(before, after, INPUTS)
+    del before, after
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 3
+    assert report.macs == Change(13904, 6952)
+    assert report.macs_by_layer["head"] == Change(80, 40)
+
+
+def test_latency_is_measured_on_request_and_shown() -> None:
+    before, after = pair()
+    report = make_report(before.train(), after, INPUTS)
+    timed = report.measure_latency(rounds=2)
+    assert report.latency is None
+    assert timed.latency is not None
+    assert all(latency.median > 0 and latency.runs == 2 for latency in timed.latency)
+    assert "latency, median ms" in str(timed)
+    assert timed.to_dict()["latency"]["after"]["runs"] == 2
+    assert before.training
+    assert int(before.norm.num_batches_tracked) == 0  # type: ignore[arg-type, union-attr]
+
+
+def test_latency_of_a_module_that_is_gone_asks_for_it() -> None:
+    before, after = pair()
+    report = make_report(before, after, INPUTS)
+    del before
+    gc.collect()
+    with pytest.raises(
+        SpeedupError, match=r"module before the speedup no longer exists.*measure_latency\(before="
+    ):
+        report.measure_latency(rounds=1)
+    assert report.measure_latency(fx.symbolic_trace(Net(8)), rounds=1).latency is not None
+
+
+def test_a_report_without_modules_says_so() -> None:
+    report = Report(Change(0, 0), Change(0, 0), (), (Kept("a", "b"),), ())
+    assert report.macs is None
+    assert report.parameters.removed == 0
+    assert "depends on values" in str(report)
+    with pytest.raises(SpeedupError, match="make_report"):
+        report.measure_latency()
+
+
+def test_reports_are_copied_and_pickled(report: Report) -> None:
+    assert copy.deepcopy(report) == report
+    assert str(pickle.loads(pickle.dumps(report))) == str(report)
