@@ -1,0 +1,25 @@
+"""The config list: its schema, what it selects in a model, and an explanation of both."""
+
+from fxcompress.config.explain import Explanation, explain, explain_selection
+from fxcompress.config.registry import known_pruners, register_pruner
+from fxcompress.config.schema import Entry, parse
+from fxcompress.config.select import Selection, TotalGroup, select
+from fxcompress.config.settings import PruningSettings, QuantSettings
+from fxcompress.config.targets import Target, targets_of_model
+
+__all__ = [
+    "Entry",
+    "Explanation",
+    "PruningSettings",
+    "QuantSettings",
+    "Selection",
+    "Target",
+    "TotalGroup",
+    "explain",
+    "explain_selection",
+    "known_pruners",
+    "parse",
+    "register_pruner",
+    "select",
+    "targets_of_model",
+]

@@ -1,0 +1,84 @@
+"""What a selected node is to get, and from which entry each key came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER
+from fxcompress.config.schema import Entry
+from fxcompress.config.values import DEFAULT_BITS, DEFAULT_DTYPE, DEFAULT_SCHEME, Granularity, PerType
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """How one node is pruned. `sources` maps each key that an entry gave to that entry's index."""
+
+    pruner: str = DEFAULT_PRUNER
+    sparsity: float | None = None
+    total_sparsity: float | None = None
+    max_sparsity_per_layer: float | None = None
+    granularity: Granularity = "default"
+    sources: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class QuantSettings:
+    """How one node is quantized. `sources` maps each key that an entry gave to that entry's index."""
+
+    quantizer: str = DEFAULT_QUANTIZER
+    quant_types: tuple[str, ...] = ("weight", "input")
+    quant_bits: PerType[int] = DEFAULT_BITS
+    quant_dtype: PerType[str] = DEFAULT_DTYPE
+    quant_scheme: PerType[str] = DEFAULT_SCHEME
+    quant_start_step: int = 0
+    sources: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+
+class Merged:
+    """The keys one node has received so far; a later entry overrides an earlier one key by key."""
+
+    def __init__(self) -> None:
+        self._pruning: dict[str, tuple[object, int]] = {}
+        self._quantization: dict[str, tuple[object, int]] = {}
+
+    def add_pruning(self, entry: Entry) -> None:
+        """Take the entry's pruning keys; of sparsity and total_sparsity only the later one counts."""
+        given = entry.pruning
+        for one, other in (("sparsity", "total_sparsity"), ("total_sparsity", "sparsity")):
+            if one in given:
+                self._pruning.pop(other, None)
+        self._pruning.update({key: (value, entry.index) for key, value in given.items()})
+
+    def add_quantization(self, entry: Entry) -> None:
+        """Take the entry's quantization keys."""
+        self._quantization.update({key: (value, entry.index) for key, value in entry.quantization.items()})
+
+    def clear(self) -> None:
+        """Forget everything: the node is excluded."""
+        self._pruning.clear()
+        self._quantization.clear()
+
+    @property
+    def pruner(self) -> str:
+        """The pruner in force so far."""
+        return str(self._pruning.get("pruner", (DEFAULT_PRUNER, -1))[0])
+
+    @property
+    def quantizer(self) -> str:
+        """The quantizer in force so far."""
+        return str(self._quantization.get("quantizer", (DEFAULT_QUANTIZER, -1))[0])
+
+    def pruning_settings(self) -> PruningSettings | None:
+        """The pruning settings, or None if no entry gave any."""
+        return PruningSettings(**_keywords(self._pruning)) if self._pruning else None
+
+    def quant_settings(self) -> QuantSettings | None:
+        """The quantization settings, or None if no entry gave any."""
+        return QuantSettings(**_keywords(self._quantization)) if self._quantization else None
+
+
+def _keywords(given: Mapping[str, tuple[object, int]]) -> dict[str, Any]:
+    sources = {key: index for key, (_, index) in given.items()}
+    return {**{key: value for key, (value, _) in given.items()}, "sources": sources}
