@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ head    Linear           10×8      10×4
 
 1 masked but kept
 node          reason
-──────────────────────────────────────────────────────
+────────────────────────────────────────────────────────
 stage.add_3   operator cumsum has no rule: channels of
               [stage.conv2, stage.conv5] stay
 
@@ -108,7 +109,11 @@ def test_layers_that_exist_on_one_side_only_are_listed() -> None:
 
 def test_macs_are_counted_after_both_modules_are_gone() -> None:
     before, after = pair()
-    alive = [weakref.ref(before), weakref.ref(after), weakref.ref(before.conv.weight)]
+    alive: list[Callable[[], object]] = [
+        weakref.ref(before),
+        weakref.ref(after),
+        weakref.ref(before.get_parameter("conv.weight")),
+    ]
     report = make_report(before, after, INPUTS)
     del before, after
     gc.collect()
