@@ -16,7 +16,7 @@ from tests.generator.registry import KINDS, Skip, require
 from tests.generator.spec import Spec, Step
 
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
-OPERANDS_TRIED = 4  # a step that does not apply to the value it names tries older ones
+OPERANDS_TRIED = 6  # a step that does not apply to the value it names tries older ones
 SPACES = {1: ((6,), (9,), (8,), (7,)), 2: ((6, 6), (8, 8), (7, 5), (4, 4), (9, 8)), 3: ((4, 4, 4), (5, 4, 6))}
 
 

@@ -1,0 +1,279 @@
+"""Run the laws of tests/laws.py over many random networks.
+
+    python benchmarks/fuzz.py --count 2000 --seed 0 --out benchmarks/results/fuzz.json --failures failures
+
+Network number i is a function of seed + i alone. Each runs in a worker process, so that a crash or a hang is
+one failure and not the end. Every failure is reduced and written as a Python file that runs by itself.
+Prints what the networks were made of; exits with 1 if any law failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `tests`, when run as a script
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tests.generator import KINDS, random_case, render
+from tests.generator.pruning import KNOBS, random_pruning
+from tests.generator.reduction import Case, reduce
+from tests.generator.script import script
+from tests.generator.spec import KNOB_TOP, random_spec
+
+CRASHED = "no answer"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of network `seed`: `verdict` is passed, unsuited, failed or generator error."""
+
+    seed: int
+    verdict: str
+    law: str = ""
+    summary: str = ""
+    file: str = ""
+    kinds: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def examine(seed: int, reduction_seconds: float) -> Outcome:
+    """Check network `seed`; on failure reduce it and write the pasteable file into the outcome."""
+    from tests.laws import LawFailure, Subject, Unsuited, check
+
+    started = time.monotonic()
+    try:
+        network, pruning = random_case(seed)
+        network.model()(*network.inputs())
+    except Exception as error:
+        return Outcome(seed, "generator error", summary=f"{type(error).__name__}: {error}")
+    verdict, law, summary, file = "passed", "", "", ""
+    try:
+        check(Subject(network, pruning))
+    except Unsuited as reason:
+        verdict, summary = "unsuited", str(reason)
+    except LawFailure as failure:
+        verdict = "failed"
+        failure = _reduced(seed, failure, reduction_seconds)
+        law, summary, file = failure.law, failure.summary, str(failure)
+    return Outcome(seed, verdict, law, summary, file, network.kinds, time.monotonic() - started)
+
+
+def _reduced(seed: int, failure: Exception, seconds: float) -> LawFailure:  # type: ignore[name-defined]  # noqa: F821
+    """The failure of the smallest case found that breaks the same law in the same way."""
+    from tests.laws import LawFailure, Subject, Unsuited, check
+
+    if not isinstance(failure, LawFailure):
+        raise TypeError(f"expected a LawFailure, got {type(failure).__name__}")
+    smallest, law, kind = failure, failure.law, type(failure.cause)
+
+    def fails(case: Case) -> bool:
+        nonlocal smallest
+        try:
+            network = render(case[0], seed)
+            check(Subject(network, random_pruning(network, case[1])))
+        except LawFailure as found:
+            if found.law == law and type(found.cause) is kind:
+                smallest = found
+                return True
+        except Unsuited:
+            pass
+        return False
+
+    rng = random.Random(seed + 1)
+    knobs = tuple(rng.randint(0, KNOB_TOP) for _ in range(KNOBS))
+    reduce((random_spec(random.Random(seed)), knobs), fails, seconds)
+    return smallest
+
+
+def serve(pipe: Connection, reduction_seconds: float) -> None:
+    """A worker: answers each seed with an outcome until the pipe closes."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    while True:
+        try:
+            seed = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(examine(seed, reduction_seconds))
+
+
+class Worker:
+    """One worker process with the seed it is busy with and when it must have answered."""
+
+    def __init__(self, context: SpawnContext, limit: float, reduction_seconds: float) -> None:
+        self.limit = limit
+        self.pipe, far = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=serve, args=(far, reduction_seconds), daemon=True)
+        self.process.start()
+        far.close()
+        self.seed = -1
+        self.deadline = 0.0
+
+    def give(self, seed: int) -> None:
+        self.seed, self.deadline = seed, time.monotonic() + self.limit
+        self.pipe.send(seed)
+
+    def answer(self) -> Outcome | None:
+        """The outcome; a failed one where the process died or is overdue; None while it is at work."""
+        try:
+            if self.pipe.poll():
+                outcome = self.pipe.recv()
+                if isinstance(outcome, Outcome):
+                    return outcome
+        except (EOFError, OSError):
+            return self._lost(f"the process died with exit code {self.process.exitcode}")
+        return self._lost(f"no answer in {self.limit:.0f} s") if time.monotonic() > self.deadline else None
+
+    def _lost(self, how: str) -> Outcome:
+        self.stop()
+        network, pruning = random_case(self.seed)
+        return Outcome(self.seed, "failed", CRASHED, how, script(network, pruning, how), network.kinds)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
+    """An outcome for each seed, in the order of completion, until the count or the time is used up."""
+    context = multiprocessing.get_context("spawn")
+    seeds = iter(range(options.seed, options.seed + options.count))
+    end = time.monotonic() + options.seconds if options.seconds else float("inf")
+
+    def start(seed: int) -> Worker:
+        worker = Worker(context, options.limit + options.reduce, options.reduce)
+        worker.give(seed)
+        return worker
+
+    busy = [start(seed) for _, seed in zip(range(options.workers), seeds, strict=False)]
+    try:
+        while busy:
+            wait([worker.pipe for worker in busy], timeout=1.0)
+            for worker in list(busy):
+                outcome = worker.answer()
+                if outcome is None:
+                    continue
+                yield outcome
+                busy.remove(worker)
+                seed = next(seeds, None) if time.monotonic() < end else None
+                if seed is None:
+                    worker.stop()
+                elif outcome.law == CRASHED:
+                    busy.append(start(seed))
+                else:
+                    worker.give(seed)
+                    busy.append(worker)
+    finally:
+        for worker in busy:
+            worker.stop()
+
+
+def write(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
+    """The record written to --out: counts, coverage by family and kind, and each failure's one line."""
+    applied = collections.Counter(kind for outcome in found for kind in outcome.kinds)
+    families: collections.Counter[str] = collections.Counter()
+    for outcome in found:
+        families.update({KINDS[kind].family for kind in outcome.kinds})
+    return {
+        "networks": len(found),
+        "verdicts": dict(collections.Counter(outcome.verdict for outcome in found)),
+        "laws_failed": dict(collections.Counter(o.law for o in found if o.verdict == "failed")),
+        "seconds": round(seconds, 1),
+        "steps_per_network": round(applied.total() / max(len(found), 1), 2),
+        "networks_with_family": dict(families.most_common()),
+        "steps_of_kind": {kind: applied[kind] for kind in KINDS},
+        "failures": [
+            {key: value for key, value in asdict(o).items() if key not in ("file", "kinds")}
+            for o in found
+            if o.verdict in ("failed", "generator error")
+        ],
+    }
+
+
+def show(console: Console, found: Sequence[Outcome], record: dict[str, object]) -> None:
+    """Print coverage and failures."""
+    table = Table("family", "networks", "steps by kind", title="What the networks were made of")
+    steps, networks = record["steps_of_kind"], record["networks_with_family"]
+    if not isinstance(steps, dict) or not isinstance(networks, dict):
+        raise TypeError("a record of summary_of is expected")
+    for family, count in networks.items():
+        kinds = [f"{name} {steps[name]}" for name, kind in KINDS.items() if kind.family == family]
+        table.add_row(family, str(count), ", ".join(kinds))
+    console.print(table)
+    for outcome in sorted(found, key=lambda o: (o.law, o.summary)):
+        if outcome.verdict in ("failed", "generator error"):
+            first_line = outcome.summary.strip().splitlines()[0][:200]
+            console.print(f"{outcome.verdict} {outcome.seed}: {first_line}", markup=False)
+    console.print(f"{record['networks']} networks in {record['seconds']} s: {record['verdicts']}")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=2000, help="how many networks")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first network")
+    parser.add_argument("--seconds", type=float, default=0, help="start no further network after this long")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument(
+        "--limit", type=float, default=60, help="seconds after which one network counts as hung"
+    )
+    parser.add_argument(
+        "--reduce", type=float, default=20, help="seconds spent on making one failure smaller"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the record")
+    parser.add_argument("--failures", type=Path, help="folder for one Python file per failure")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run; 1 where a law failed or the generator did, else 0."""
+    options = parse_options()
+    console, found, started = Console(), list[Outcome](), time.monotonic()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("networks", total=options.count)
+        for outcome in outcomes(options):
+            found.append(outcome)
+            failed = sum(o.verdict == "failed" for o in found)
+            progress.update(task, advance=1, description=f"networks ({failed} failed)")
+            if outcome.file and options.failures:
+                write(
+                    options.failures / f"{outcome.law.strip() or 'law'}_{outcome.seed}.py".replace(" ", "_"),
+                    outcome.file,
+                )
+    record = summary_of(found, time.monotonic() - started)
+    if options.out:
+        write(options.out, json.dumps(record, indent=2) + "\n")
+    show(console, found, record)
+    return int(any(outcome.verdict in ("failed", "generator error") for outcome in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
