@@ -1,0 +1,38 @@
+"""Writing files so that an interrupted write leaves what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxcompress.errors import ExportError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path of the same file name in a new folder; what is there at the end replaces ``path``.
+
+    Other files written into that folder move next to ``path`` too (external tensor data of an ONNX model),
+    before the file itself. On an exception nothing that existed is touched.
+
+    Raises:
+        ExportError: if the folder of ``path`` does not exist or ``path`` is a folder.
+    """
+    final = Path(path)
+    if not final.parent.is_dir():
+        raise ExportError(f"cannot write {final}: the folder {final.parent} does not exist; create it first")
+    if final.is_dir():
+        raise ExportError(f"cannot write {final}: it is a folder; give a file name")
+    folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    try:
+        yield folder / final.name
+        for extra in sorted(folder.iterdir()):
+            if extra.name != final.name:
+                os.replace(extra, final.parent / extra.name)
+        os.replace(folder / final.name, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
