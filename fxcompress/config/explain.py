@@ -77,7 +77,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """Return the table, and below it the names that only the captured graph can confirm."""
-        table = Table("node", "op type", "settings", "from", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table("node", "op type", "settings", "from", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in table.columns:
             column.no_wrap = True
         for row in self.rows:
