@@ -1,0 +1,208 @@
+"""One zoo model through capture, masks and speedup: ``python -m benchmarks.zoo_case OPTIONS RESULT_FILE``.
+
+``benchmarks/zoo.py`` runs this in a process per model, so that a crash, a hang or a memory peak is one row.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import fxcompress
+from benchmarks.results_file import write_json
+from benchmarks.subject import as_double, config_for, load_zoo, one_more, randomize, relative_error, scale_of
+from fxcompress.graph.cost import count_macs, count_parameters
+from fxcompress.graph.precision import float64_copy
+
+EXACT64 = 1e-9
+EXACT32 = 1e-4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of every model; rows of other settings are not comparable."""
+
+    sparsity: float = 0.5
+    per_layer: bool = False
+    train: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Row:
+    """What happened to one model. Errors are relative; ``None`` means the case did not get that far."""
+
+    name: str
+    captured: bool = False
+    exact: bool = False
+    error64: float | None = None
+    error64_other_batch: float | None = None
+    error32: float | None = None
+    output_scale: float | None = None
+    parameters: tuple[int, int] | None = None
+    macs: tuple[int, int] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    nodes: int | None = None
+    kept: int | None = None
+    kept_reasons: list[str] = field(default_factory=list)
+    trains: bool | None = None
+    obstacle: str = ""
+    peak_mib: int | None = None
+
+
+class Stopped(Exception):
+    """The case met an obstacle that its row records."""
+
+
+@contextmanager
+def _stage(row: Row, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:  # an obstacle of any kind is what the runner is there to record
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        row.obstacle = f"{name}: {type(error).__name__}: {first_line}"[:300]
+        raise Stopped from error
+    finally:
+        row.seconds[name] = round(row.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def run_case(
+    name: str, build: Callable[[], nn.Module], inputs: Callable[[], tuple[Any, ...]], settings: Settings
+) -> Row:
+    """Take one model through the whole path; never raises for what the model or the compiler does."""
+    row = Row(name)
+    try:
+        with _stage(row, "total"):
+            _run(row, build, inputs, settings)
+    except Stopped:
+        pass
+    row.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def _run(
+    row: Row, build: Callable[[], nn.Module], inputs: Callable[[], tuple[Any, ...]], settings: Settings
+) -> None:
+    with _stage(row, "build"):
+        torch.manual_seed(settings.seed)
+        model = build().eval()
+        randomize(model, settings.seed)
+        example = inputs()
+    masked, batch_is_dynamic = _insert(row, model, example, settings)
+    del model
+    small = _speed_up32(row, masked, example)
+    if not settings.train:
+        small = nn.Identity()  # a big model's memory is needed now
+    with _stage(row, "float64"), torch.no_grad():
+        double = float64_copy(masked)
+        del masked
+        gc.collect()
+        _check_float64(row, double, as_double(example), batch_is_dynamic)
+        del double
+    if settings.train:
+        with _stage(row, "train"):
+            row.trains = _trains(row, small, one_more(example))
+
+
+def _insert(
+    row: Row, model: nn.Module, example: tuple[Any, ...], settings: Settings
+) -> tuple[nn.Module, bool]:
+    """Capture and mask the model; returns the masked module and whether its batch is dynamic."""
+    with _stage(row, "count"):
+        macs = count_macs(model, example).total
+        row.parameters, row.macs = (count_parameters(model), 0), (macs, 0)
+    with _stage(row, "capture"):
+        captured = fxcompress.capture(model, example)
+    row.captured, row.nodes = True, len(captured.graph.nodes)
+    with _stage(row, "insert"):
+        config = config_for(captured, settings.sparsity)
+        masked = fxcompress.compile(captured, config, example, dependency_aware=not settings.per_layer)
+    return masked, captured.batch_is_dynamic
+
+
+def _speed_up32(row: Row, masked: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """Speed up in the model's own precision: sizes, seconds and the float32 error come from here."""
+    with _stage(row, "speedup"), torch.no_grad():
+        small = fxcompress.speedup(masked, example, verify=False)
+    with _stage(row, "float32"), torch.no_grad():
+        row.error32 = relative_error(masked(*example), small(*example))
+    with _stage(row, "count"):
+        before, macs = (row.parameters or (0, 0))[0], (row.macs or (0, 0))[0]
+        row.parameters = (before, count_parameters(small))
+        row.macs = (macs, count_macs(small, example).total)
+    row.kept = len(small.report.kept)
+    row.kept_reasons = [f"{kept.node}: {kept.reason}"[:200] for kept in small.report.kept[:3]]
+    return small
+
+
+def _check_float64(row: Row, masked: nn.Module, example: tuple[Any, ...], batch_is_dynamic: bool) -> None:
+    expected = masked(*example)
+    row.output_scale = scale_of(expected)
+    other = one_more(example) if batch_is_dynamic else None
+    expected_other = masked(*other) if other is not None else None
+    small = fxcompress.speedup(masked, example, verify=False)
+    row.error64 = relative_error(expected, small(*example))
+    errors = [row.error64]
+    if other is not None:
+        row.error64_other_batch = relative_error(expected_other, small(*other))
+        errors.append(row.error64_other_batch)
+    row.exact = max(errors) <= EXACT64 and 0 < row.output_scale < float("inf")
+    if not row.exact:
+        row.obstacle = f"float64: relative error {max(errors):.1e}, outputs up to {row.output_scale:.1e}"
+
+
+def _trains(row: Row, small: nn.Module, example: tuple[Any, ...]) -> bool:
+    """Whether three SGD steps in train mode stay finite, with a finite gradient for every parameter."""
+    small.train()
+    parameters = dict(small.named_parameters())
+    optimizer = torch.optim.SGD(parameters.values(), lr=1e-5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = _loss(small(*example))
+        loss.backward()  # type: ignore[no-untyped-call]
+        bad = [name for name, p in parameters.items() if p.grad is None or not bool(p.grad.isfinite().all())]
+        if bad or not bool(loss.isfinite()):
+            row.obstacle = row.obstacle or f"train: no finite gradient for {bad[0] if bad else 'the loss'}"
+            return False
+        optimizer.step()
+    return True
+
+
+def _loss(outputs: Any) -> Tensor:
+    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack([(y / y.detach().abs().max().clamp_min(1e-12)).square().mean() for y in leaves]).sum()
+
+
+def main(options: str, result: str) -> None:
+    """Run the case that ``options`` (JSON: zoo, name, memory_gib, settings) names; its row to ``result``."""
+    warnings.filterwarnings("ignore")
+    asked = json.loads(options)
+    limit = int(asked["memory_gib"] * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    name = str(asked["name"])
+    zoo = load_zoo(Path(asked["zoo"]))
+    for case, build, inputs in zoo.cases((name.partition("/")[0],)):
+        if case == name:
+            write_json(Path(result), asdict(run_case(name, build, inputs, Settings(**asked["settings"]))))
+            return
+    raise LookupError(f"the zoo has no model named {name!r}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
