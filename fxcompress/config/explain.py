@@ -87,12 +87,12 @@ class Explanation:
             table.add_row(*(Text(cell) for cell in (row.name or "(model)", row.op_type, settings, origins)))
         stream = io.StringIO()
         Console(file=stream, width=100_000, color_system=None, legacy_windows=False).print(table)
-        lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+        lines = [line.rstrip().replace("─", "-") for line in stream.getvalue().splitlines()]
         lines += [f"config_list[{d.entry}]: {d.key}: {d.value!r} {_WAITS}" for d in self.deferred]
         return "\n".join(line for line in lines if line)
 
 
-_WAITS = "matches no module; it is looked up again among the operators of the captured graph"
+_WAITS = "is no module; it is looked up again in the captured graph"
 
 
 def explain(

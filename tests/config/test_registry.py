@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from fxcompress.config import registry
@@ -12,9 +10,8 @@ from fxcompress.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_PRUNERS", dict(registry._PRUNERS))
-    yield
 
 
 def test_the_built_in_pruners_support_convolutions_and_linear() -> None:

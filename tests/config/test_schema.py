@@ -18,14 +18,14 @@ BITS = "expected an integer in 1..32, got"
 STRINGS = "expected a non-empty list of strings, got"
 
 # The whole message is compared: what follows is every word a user sees.
-NOT_A_LIST = [
+NOT_A_LIST: list[tuple[object, str]] = [
     (None, "got NoneType None; write [{'sparsity': 0.5}]"),
     ({"sparsity": 0.5}, "got dict {'sparsity': 0.5}; wrap the entry in a list"),
     ("sparsity", "got str 'sparsity'; write [{'sparsity': 0.5}]"),
     ([], "got an empty list; add an entry such as {'sparsity': 0.5}"),
 ]
 
-BAD_VALUE = [
+BAD_VALUE: list[tuple[str, object, str]] = [
     ("sparsity", 1.5, f"{FRACTION} 1.5; 0.5 removes half"),
     ("sparsity", 1, f"{FRACTION} 1; 0.5 removes half"),
     ("sparsity", 50, f"{FRACTION} 50; write 0.5 for 50 %"),
@@ -260,7 +260,7 @@ def test_entries_are_frozen_and_the_input_is_left_alone() -> None:
     raw = {"sparsity": 0.5, "op_names": ["fc"]}
     entry = parse([raw])[0]
     with pytest.raises(ValidationError, match="frozen"):
-        entry.sparsity = 0.7  # type: ignore[misc]
+        entry.sparsity = 0.7
     assert raw == {"sparsity": 0.5, "op_names": ["fc"]}
 
 
