@@ -1,0 +1,300 @@
+"""``export_onnx``: an ONNX file whose numbers are compared with the module's before it is put in place.
+
+    module (eval mode)  →  torch.export (non-strict, open batch)  →  ONNX  →  checker  →  onnxruntime
+
+Weights multiplied by constant masks are multiplied at export: the file holds one tensor per masked weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError, ExportError
+from fxcompress.export.files import replacing
+from fxcompress.export.parity import Parity, open_session, with_more_rows
+from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
+from fxcompress.graph.module import CompiledModule
+
+_NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
+_SINGLE_FILE_LIMIT = 1_900_000_000
+"""Bytes of weights up to which everything is in one file (a protobuf holds 2 GB)."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written.
+
+    ``max_relative_difference`` is ``max |onnx − module| / max |module|``, the largest over all outputs and
+    over the ``batches`` compared; ``None`` without verification.
+    """
+
+    path: Path
+    opset: int
+    max_relative_difference: float | None
+    batches: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batch_is_dynamic: bool
+
+
+@dataclass(frozen=True)
+class _Options:
+    opset_version: int
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+
+def export_onnx(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    opset_version: int = 18,
+    verify: bool = True,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = True,
+) -> OnnxReport:
+    """Write ``module`` (compiled or any other) in eval mode to ``path``.
+
+    Args:
+        module: left as it is, its mode included.
+        path: replaced only when everything succeeded. Above 1.9 GB the weights go to ``<path>.data``.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword inputs. A compiled model knows
+            its own; for other modules a plausible input is found.
+        opset_version: of the file.
+        verify: compare with onnxruntime on the example inputs and, with a dynamic batch, on one more row.
+            float32 outputs may differ by 1e-4 of their largest magnitude, float64 1e-6, float16 1e-2,
+            bfloat16 5e-2, integers not at all.
+        dynamic_batch: leave the first dimension of the inputs open where the model allows it.
+
+    Raises:
+        ExportError: names the operator that has no ONNX form, or the output that disagrees with its figures.
+    """
+    inputs = _inputs_of(module, example_inputs)
+    options = _Options(opset_version, input_names, output_names)
+    dynamic = dynamic_batch and not (isinstance(module, CompiledModule) and not module.batch_is_dynamic)
+    final = Path(path)
+    with _eval_mode(module), torch.no_grad(), replacing(final) as temporary:
+        with _quiet():
+            _check_runs(module, inputs)
+            exported = _export(module, inputs, dynamic)
+            returned = _drop_constant_outputs(exported)
+            program = _convert(exported, type(module).__name__, options)
+            _write(program, temporary)
+        ordered = _in_order(exported, inputs)
+        graph = program.model.graph
+        open_rows = [i for i, value in enumerate(graph.inputs) if _is_open(value)]
+        difference: float | None = None
+        batches: tuple[int, ...] = ()
+        if verify:
+            difference, batches = _verify(
+                Parity(module, open_session(temporary), returned, temporary.name), ordered, open_rows
+            )
+    names = (tuple(str(v.name) for v in graph.inputs), tuple(str(v.name) for v in graph.outputs))
+    return OnnxReport(final, opset_version, difference, batches, *names, bool(open_rows))
+
+
+def _inputs_of(module: nn.Module, example_inputs: Any) -> Inputs:
+    if example_inputs is not None:
+        return as_inputs(example_inputs)
+    if isinstance(module, CompiledModule):
+        if pytree.tree_leaves(module.example_inputs):
+            return module.example_inputs
+        raise ExportError("the compiled model carries no example inputs; pass example_inputs")
+    try:
+        return find_inputs(module)[0]
+    except CaptureError as error:
+        raise ExportError(str(error)) from error
+
+
+def _check_runs(module: nn.Module, inputs: Inputs) -> None:
+    try:
+        module(*inputs[0], **inputs[1])
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in _tensors(inputs))
+        raise ExportError(
+            f"{type(module).__name__} does not run on the example inputs ({shapes}): {type(error).__name__}: "
+            f"{_first_line(error)}\nPass example_inputs that module(*example_inputs) accepts."
+        ) from error
+
+
+def _export(module: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
+    """Non-strict export, with an open batch where that works."""
+    args, kwargs = inputs
+    if dynamic:
+        more, _ = with_more_rows(
+            inputs, [i for i, x in enumerate(_tensors(inputs)) if x.dim() and _is_single(inputs)]
+        )
+        with contextlib.suppress(Exception):
+            return torch.export.export(module, *more, dynamic_shapes=_open_batch(module, more), strict=False)
+    try:
+        return torch.export.export(module, args, kwargs, strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported: {type(error).__name__}: {_first_line(error)}\n"
+            "A graph has one path for every input: branch on shapes or module attributes, not on tensor values."
+        ) from error
+
+
+def _drop_constant_outputs(exported: torch.export.ExportedProgram) -> tuple[int, ...]:
+    """Take numbers and strings, returned whatever the input is, off the outputs: ONNX has no place for them.
+
+    Returns:
+        Positions of the outputs that stay, among the leaves of what the module returns.
+    """
+    [output] = exported.graph.find_nodes(op="output")
+    values = output.args[0]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    returned = [v for v, kind in zip(values, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
+    output.args = (tuple(value if isinstance(value, fx.Node) else None for value in values),)
+    return tuple(i for i, value in enumerate(returned) if isinstance(value, fx.Node))
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+
+
+def _is_single(inputs: Inputs) -> bool:
+    """Whether the batch is one row, to which export would specialize the graph."""
+    return all(x.shape[0] == 1 for x in _tensors(inputs) if x.dim())
+
+
+def _open_batch(module: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    def of(value: Any) -> Any:
+        return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() > 0 else None
+
+    bound = inspect.signature(module.forward).bind(*inputs[0], **inputs[1]).arguments
+    return {name: pytree.tree_map(of, value) for name, value in bound.items()}
+
+
+def _convert(exported: torch.export.ExportedProgram, model: str, options: _Options) -> Any:
+    import onnxscript.optimizer
+
+    try:
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=options.opset_version,
+            input_names=options.input_names,
+            output_names=options.output_names,
+            optimize=False,
+            verbose=False,
+        )
+    except Exception as error:
+        raise ExportError(
+            f"{model} cannot be written as ONNX opset {options.opset_version}: {_operator(error)}\n"
+            "Use operators that ONNX has for this step of the model, or another opset_version (18 to 21)."
+        ) from error
+    if program is None:
+        raise ExportError(f"torch.onnx returned no model for {model}; try another opset_version (18 to 21)")
+    # Products of constants are masked weights; the optimizer's own size limits would keep both factors.
+    onnxscript.optimizer.fold_constants(
+        program.model,
+        input_size_limit=_SINGLE_FILE_LIMIT,
+        output_size_limit=_SINGLE_FILE_LIMIT,
+        should_fold=lambda node: True if node.op_type == "Mul" else None,
+    )
+    program.optimize()
+    return program
+
+
+def _operator(error: BaseException) -> str:
+    """The operator and node that the exporter's chain of exceptions names."""
+    texts = []
+    current: BaseException | None = error
+    while current is not None:
+        texts.append(str(current))
+        current = current.__cause__
+    missing = re.search(r"No (?:ONNX function|decompositions?)[^\n]*", "\n".join(texts))
+    node = re.search(r"Error when translating node ([^\n]*)", "\n".join(texts))
+    operator = re.search(
+        r"(?:aten|prims|fxcompress|quantized_decomposed|higher_order)[.:]+[\w.]+", "\n".join(texts)
+    )
+    words = [match.group(0).strip() for match in (operator, missing or node) if match]
+    return "; ".join(words) if words else f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _write(program: Any, path: Path) -> None:
+    import onnx
+
+    weights = sum(
+        v.const_value.nbytes for v in program.model.graph.initializers.values() if v.const_value is not None
+    )
+    program.save(str(path), external_data=weights > _SINGLE_FILE_LIMIT)
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise ExportError(
+            f"onnx.checker refuses {path.name}: {_first_line(error)}\nTry another opset_version (18 to 21)."
+        ) from error
+
+
+def _in_order(exported: torch.export.ExportedProgram, inputs: Inputs) -> Inputs:
+    """Keyword inputs in the order of the exported program."""
+    args, kwargs = inputs
+    spec = exported.call_spec.in_spec
+    keys = spec.child(1).context if spec is not None else list(kwargs)
+    return args, {key: kwargs[key] for key in keys}
+
+
+def _is_open(value: Any) -> bool:
+    return bool(value.shape) and not isinstance(value.shape[0], int)
+
+
+def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[float, tuple[int, ...]]:
+    """The largest difference, and the batch sizes at which the two were compared."""
+    difference = parity.check(inputs)
+    first = next((x for x in _tensors(inputs) if x.dim()), None)
+    batches = [] if first is None else [first.shape[0]]
+    if open_rows:
+        more, rows = with_more_rows(inputs, open_rows)
+        difference = max(difference, parity.check(more))
+        batches.append(rows)
+    return difference, tuple(batches)
+
+
+@contextlib.contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress lines, warnings and log messages concern its developers."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "(no message)")
