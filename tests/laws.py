@@ -4,9 +4,9 @@
 unless said otherwise; errors are relative to the largest magnitude of the expected output. The oracle is the
 original eager model, with the masked weights multiplied in.
 
-Ill-conditioned networks, whose own output moves more than `AMPLIFICATION` times as much as a relative change
-of 1e-12 in their parameters and inputs (near-ties of a comparison, vanishing variances), prove nothing about a
-compiler and are set aside (`Unsuited`); the fuzz runner counts them.
+Ill-conditioned networks, whose own output moves more than `AMPLIFICATION` times as much as a relative
+change of 1e-12 in their parameters and inputs (near-ties of a comparison, vanishing variances), prove
+nothing about a compiler and are set aside (`Unsuited`); the fuzz runner counts them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SINGLE = 1e-4  # float32, likewise
 AMPLIFICATION = 2000.0
 SINGLE_AMPLIFICATION = 50.0  # conditioning above which float32 itself is not good to 1e-4
 ONE_TO_ONE = frozenset(
-    "conv pointwise_conv batch_norm activation function prelu activation_in_place method_in_place sequential"
-    " max_pool avg_pool adaptive_pool dropout channel_dropout pad".split()
+    ("conv", "pointwise_conv", "batch_norm", "activation", "function", "prelu", "activation_in_place")
+    + ("method_in_place", "sequential", "max_pool", "avg_pool", "adaptive_pool", "dropout", "pad")
 )  # kinds that keep channels apart and uncoupled: a layer's prunable units are its filters
 
 
-class Unsuited(Exception):  # noqa: N818 - not an error of anyone
+class Unsuited(Exception):
     """The example proves nothing (ill-conditioned, no gradient in the original either)."""
 
 
@@ -116,7 +116,7 @@ class Subject:
 
 
 def apply_masks(model: nn.Module, masks: dict[str, dict[str, Tensor]]) -> nn.Module:
-    """A deep copy of `model` whose masked layers own masked parameters (weights tied to them stay as they are)."""
+    """A deep copy of `model` whose masked layers own masked parameters; weights tied to them stay."""
     twin = copy.deepcopy(model)
     for name, tensors in masks.items():
         layer = twin.get_submodule(name)
@@ -126,7 +126,7 @@ def apply_masks(model: nn.Module, masks: dict[str, dict[str, Tensor]]) -> nn.Mod
     return twin
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------------
 
 
 def relative_error(got: Any, expected: Any) -> float:
@@ -158,7 +158,9 @@ def amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     with torch.no_grad():
         for tensor in twin.parameters():
             tensor.mul_(1 + step * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-        moved = tuple(x * (1 + step * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in inputs)
+        moved = tuple(
+            x * (1 + step * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in inputs
+        )
         return relative_error(twin(*moved), model(*inputs)) / step
 
 
@@ -179,7 +181,7 @@ def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         return module(*inputs)
 
 
-# -- the laws ----------------------------------------------------------------------------------------------------
+# -- the laws --------------------------------------------------------------------------------------------
 
 
 def law_capture(subject: Subject) -> None:
@@ -210,7 +212,9 @@ def law_train_mode(subject: Subject) -> None:
     trained = dict(captured.named_buffers())
     for name, buffer in eager.named_buffers():
         torch.testing.assert_close(trained[name], buffer, rtol=EXACT, atol=EXACT, msg=f"{name} after a step")
-    assert relative_error(run(captured, subject.inputs), run(eager, subject.inputs)) <= EXACT, "eval after train"
+    assert relative_error(run(captured, subject.inputs), run(eager, subject.inputs)) <= EXACT, (
+        "eval after train"
+    )
 
 
 def law_masks(subject: Subject) -> None:
@@ -222,16 +226,22 @@ def law_masks(subject: Subject) -> None:
         return
     for batch in (3, 2):
         inputs = subject.network.inputs(batch=batch)
-        require_close("compiled against masked eager", run(subject.compiled, inputs), run(subject.masked, inputs), EXACT)
+        require_close(
+            "compiled against masked eager", run(subject.compiled, inputs), run(subject.masked, inputs), EXACT
+        )
     keys = {name for name in subject.compiled.state_dict() if not name.endswith("_mask")}
-    assert keys == set(subject.model.state_dict()), f"state dict keys {keys ^ set(subject.model.state_dict())} differ"
+    assert keys == set(subject.model.state_dict()), (
+        f"state dict keys {keys ^ set(subject.model.state_dict())} differ"
+    )
 
 
 def law_exact(subject: Subject) -> None:
     """Law 1 in float64: the small module equals the masked one, at other batch sizes and resolutions."""
     for batch in (3, 2, 5):
         inputs = subject.network.inputs(batch=batch, seed=batch)
-        require_close(f"speedup, batch {batch}", run(subject.small, inputs), run(subject.reference, inputs), EXACT)
+        require_close(
+            f"speedup, batch {batch}", run(subject.small, inputs), run(subject.reference, inputs), EXACT
+        )
     if "fixed size" in subject.network.flags:
         return
     inputs = subject.network.inputs(grow=2)
@@ -264,9 +274,9 @@ def law_widths(subject: Subject) -> None:
     """Law 2: no filter that a dependency-aware structured mask selected is left in the small module.
 
     For every layer with whole masked filters (weight row and bias), the small layer has at most as many
-    filters as were unmasked. Where one entry gives all layers the same sparsity s and the network's kinds keep
-    channels one to one, each layer has exactly floor(s·n) of its n filters masked, or none (it feeds an output).
-    Level pruning and external masks are outside this law.
+    filters as were unmasked. Where one entry gives all layers the same sparsity s and the network's kinds
+    keep channels one to one, each layer has exactly floor(s·n) of its n filters masked, or none (it feeds an
+    output). Level pruning and external masks are outside this law.
     """
     pruning = subject.pruning
     if not pruning.config or not pruning.dependency_aware:
@@ -278,7 +288,7 @@ def law_widths(subject: Subject) -> None:
     for name, layer in prunable(subject.model).items():
         if name not in subject.masks or "weight" not in subject.masks[name]:
             continue
-        gone = _masked_filters(layer, subject.masks[name])
+        gone = masked_filters(layer, subject.masks[name])
         total = len(gone)
         kept = total - int(gone.sum())
         if name in small:
@@ -293,12 +303,11 @@ def _filter_axis(layer: nn.Module, tensor: Tensor) -> Tensor:
     """`tensor` (a weight or its mask) with the output channels as axis 0."""
     if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return tensor
-    groups = layer.groups
-    grouped = tensor.unflatten(0, (groups, -1)).transpose(1, 2)
+    grouped = tensor.reshape(layer.groups, -1, *tensor.shape[1:]).transpose(1, 2)
     return grouped.flatten(0, 1)
 
 
-def _masked_filters(layer: nn.Module, masks: dict[str, Tensor]) -> Tensor:
+def masked_filters(layer: nn.Module, masks: dict[str, Tensor]) -> Tensor:
     """bool [filters]: the weight of the filter is masked entirely and its bias, if any, is masked too."""
     gone = (_filter_axis(layer, masks["weight"]) == 0).flatten(1).all(1)
     if getattr(layer, "bias", None) is not None:
@@ -355,7 +364,11 @@ def _step(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str] | None:
         leaves = tree_flatten(model(*inputs))[0]
         torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()  # type: ignore[no-untyped-call]
     except (ValueError, RuntimeError) as error:
-        expected = "more than 1 value per channel", "modified by an inplace operation", "does not require grad"
+        expected = (
+            "more than 1 value per channel",
+            "modified by an inplace operation",
+            "does not require grad",
+        )
         if any(text in str(error) for text in expected):
             return None
         raise
@@ -376,10 +389,13 @@ def law_graph(subject: Subject) -> None:
     assert relative_error(run(subject.compiled, subject.inputs), before) == 0, "speedup changed its input"
     after = subject.compiled.state_dict()
     assert state.keys() == after.keys(), "speedup changed its input's names"
-    assert all(torch.equal(after[name], tensor) for name, tensor in state.items()), "speedup changed its input"
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items()), (
+        "speedup changed its input"
+    )
 
 
-LAWS: tuple[Callable[[Subject], None], ...] = (
+Law = Callable[[Subject], None]
+LAWS: tuple[Law, ...] = (
     law_capture,
     law_train_mode,
     law_masks,
@@ -393,7 +409,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
 WITHOUT_PRUNING = (law_capture, law_train_mode)
 
 
-def check(subject: Subject, laws: tuple[Callable[[Subject], None], ...] = LAWS) -> None:
+def check(subject: Subject, laws: tuple[Law, ...] = LAWS) -> None:
     """Every law on `subject`.
 
     Raises `LawFailure` for the first that does not hold (whatever was raised), `Unsuited` where the example

@@ -19,10 +19,22 @@ from tests.generator.randomize import randomize
 from tests.generator.registry import KINDS
 from tests.generator.spec import KNOB_TOP, Spec, random_spec, specs
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("test_")):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["KINDS", "Network", "Pruning", "Spec", "cases", "configs", "networks", "random_case", "random_network", "randomize", "render"]
+__all__ = [
+    "KINDS",
+    "Network",
+    "Pruning",
+    "Spec",
+    "cases",
+    "configs",
+    "networks",
+    "random_case",
+    "random_network",
+    "randomize",
+    "render",
+]
 
 
 def networks() -> st.SearchStrategy[Network]:

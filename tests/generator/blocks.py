@@ -14,8 +14,11 @@ def sequential(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     out, act = draft.pick((4, 6, 8, 5)), draft.pick(ACTIVATIONS)
     stride = draft.pick((1, 1, 2))
-    conv = f"nn.Conv{x.rank}d({x.channels}, {out}, 3, stride={stride}, padding=1, bias={draft.pick((False, True))})"
-    return draft.emit(f"{draft.module(f'nn.Sequential({conv}, nn.BatchNorm{x.rank}d({out}), nn.{act}())')}({x})")
+    options = f"stride={stride}, padding=1, bias={draft.pick((False, True))}"
+    conv = f"nn.Conv{x.rank}d({x.channels}, {out}, 3, {options})"
+    return draft.emit(
+        f"{draft.module(f'nn.Sequential({conv}, nn.BatchNorm{x.rank}d({out}), nn.{act}())')}({x})"
+    )
 
 
 @step(weight=5)

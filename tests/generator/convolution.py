@@ -52,9 +52,8 @@ def grouped_conv(draft: Draft, x: Value) -> Value:
     groups = draft.divisor(x.channels, above=1)
     out = groups * draft.pick((1, 2, 3))
     require(out <= 18)
-    layer = draft.module(
-        f"nn.Conv{x.rank}d({x.channels}, {out}, 3, groups={groups}, {_padding(draft, 3, x.rank)}{_bias(draft)})"
-    )
+    options = f"groups={groups}, {_padding(draft, 3, x.rank)}{_bias(draft)}"
+    layer = draft.module(f"nn.Conv{x.rank}d({x.channels}, {out}, 3, {options})")
     return draft.emit(f"{remember(draft, layer, x)}({x})")
 
 
@@ -107,4 +106,6 @@ def channels_as_kernels(draft: Draft, x: Value) -> Value:
     require(x.rank in (1, 2))
     draft.flags.add("fixed size")
     size = x.space if x.rank == 2 else x.space[0]
-    return draft.emit(f"{draft.module(f'nn.Conv{x.rank}d({x.channels}, {draft.pick(CHANNELS)}, {size})')}({x})")
+    return draft.emit(
+        f"{draft.module(f'nn.Conv{x.rank}d({x.channels}, {draft.pick(CHANNELS)}, {size})')}({x})"
+    )

@@ -69,7 +69,9 @@ class Draft:
     init: list[Line] = field(default_factory=list)
     forward: list[Line] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    layers: list[tuple[str, int, int]] = field(default_factory=list)  # name, rank, in channels: reusable convs
+    layers: list[tuple[str, int, int]] = field(
+        default_factory=list
+    )  # name, rank, in channels: reusable convs
     inputs: list[Value] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     _knobs: list[int] = field(default_factory=list)
@@ -97,7 +99,9 @@ class Draft:
 
     def partner(self, value: Value) -> Value:
         """Another value of the same shape; `Skip` where there is none."""
-        return self.pick([other for other in reversed(self.values) if other.shape == value.shape and other != value])
+        return self.pick(
+            [other for other in reversed(self.values) if other.shape == value.shape and other != value]
+        )
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -168,7 +172,7 @@ class Draft:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Take everything back that the body writes if it skips, torch refuses it, or it writes to an input."""
+        """Take back what the body writes if it skips, torch refuses it, or it writes to an input."""
         before = len(self.init), len(self.forward), len(self.layers), list(self.values), set(self.flags)
         try:
             yield

@@ -22,7 +22,9 @@ def squeeze_excite(draft: Draft, x: Value) -> Value:
         second = draft.module(f"nn.Linear({hidden}, {x.channels}, bias=False)")
         ones = ", 1" * x.rank
         weights = draft.emit(f"F.{gate}({second}(F.relu({first}({pooled})))).view(-1, {x.channels}{ones})")
-    return draft.emit(draft.pick(("{x} * {w}", "{x} * {w}.expand_as({x})", "{x} + {x} * {w}")).format(x=x, w=weights))
+    return draft.emit(
+        draft.pick(("{x} * {w}", "{x} * {w}.expand_as({x})", "{x} + {x} * {w}")).format(x=x, w=weights)
+    )
 
 
 @step(weight=2)
@@ -31,7 +33,9 @@ def glu(draft: Draft, x: Value) -> Value:
     if draft.pick((True, False)):
         return draft.emit(draft.pick((f"F.glu({x}, dim=1)", f"{draft.module('nn.GLU(dim=1)')}({x})")))
     left, right = draft.emit_several(f"{x}.chunk(2, dim=1)", 2)
-    return draft.emit(draft.pick(("{a} * {b}.sigmoid()", "{a} * F.gelu({b})", "{a} * {b}")).format(a=left, b=right))
+    return draft.emit(
+        draft.pick(("{a} * {b}.sigmoid()", "{a} * F.gelu({b})", "{a} * {b}")).format(a=left, b=right)
+    )
 
 
 @step(weight=3)
@@ -48,7 +52,9 @@ def position_map(draft: Draft, x: Value) -> Value:
     """A learned map over channels and space, as position embeddings are."""
     require(1 <= x.rank <= 2)
     draft.flags.add("fixed size")
-    return draft.emit(f"{x} + {draft.parameter(*draft.pick(((1, *x.shape[1:]), x.shape[1:], (1, *x.space))))}")
+    return draft.emit(
+        f"{x} + {draft.parameter(*draft.pick(((1, *x.shape[1:]), x.shape[1:], (1, *x.space))))}"
+    )
 
 
 @step(weight=1)
@@ -67,7 +73,9 @@ def buffer_constants(draft: Draft, x: Value) -> Value:
 def zero_gate(draft: Draft, x: Value) -> Value:
     """A product with a gate that a rectifier may close."""
     gate = draft.parameter(x.channels, *[1] * x.rank)
-    code = draft.pick(("{x} * {g}.relu()", "{x} * F.relu({g} - 0.2)", "{x} * ({g} > 0.1111)", "{x} * 0.0 + {g}"))
+    code = draft.pick(
+        ("{x} * {g}.relu()", "{x} * F.relu({g} - 0.2)", "{x} * ({g} > 0.1111)", "{x} * 0.0 + {g}")
+    )
     return draft.emit(code.format(x=x, g=gate))
 
 
@@ -77,4 +85,6 @@ def convolved_gate(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     out = draft.pick((4, 3, 6))
     first, second = (draft.module(f"nn.Conv{x.rank}d({x.channels}, {out}, 3, padding=1)") for _ in "ab")
-    return draft.emit(f"{draft.pick(('torch.tanh', 'F.relu', ''))}({first}({x})) * torch.sigmoid({second}({x}))")
+    return draft.emit(
+        f"{draft.pick(('torch.tanh', 'F.relu', ''))}({first}({x})) * torch.sigmoid({second}({x}))"
+    )

@@ -9,7 +9,8 @@ ARITHMETIC = (
     "{a} + {b}", "{a} - {b}", "{a} * {b}", "torch.add({a}, {b}, alpha=0.5)", "{a} / ({b}.abs() + 0.5)",
     "torch.maximum({a}, {b})", "torch.minimum({a}, {b})", "torch.where({a} > 0.1379, {a}, {b})",
     "torch.mul({a}, {b})", "torch.sub({a}, {b}, alpha=2)", "torch.lerp({a}, {b}, 0.25)", "({a} + {b}) * 0.5",
-    "torch.atan2({a}, {b}.abs() + 0.5)", "torch.stack([{a}, {b}]).mean(0)", "torch.sum(torch.stack([{a}, {b}]), 0)",
+    "torch.atan2({a}, {b}.abs() + 0.5)", "torch.stack([{a}, {b}]).mean(0)",
+    "torch.sum(torch.stack([{a}, {b}]), 0)",
 )  # fmt: skip
 
 
@@ -35,7 +36,9 @@ def broadcast_vector(draft: Draft, x: Value) -> Value:
     others = [v for v in reversed(draft.values) if v.channels in (1, x.channels)]
     vectors = [v for v in others if v.rank == 0 or (v.rank == x.rank and set(v.space) == {1} and v != x)]
     if not vectors:
-        pooled = draft.emit(f"{draft.values[0]}.flatten(2).mean(2)" if draft.values[0].rank else f"{draft.values[0]}")
+        pooled = draft.emit(
+            f"{draft.values[0]}.flatten(2).mean(2)" if draft.values[0].rank else f"{draft.values[0]}"
+        )
         layer = draft.module(f"nn.Linear({pooled.channels}, {x.channels})")
         vectors = [draft.emit(f"{layer}({pooled})")]
     other = draft.pick(vectors)
@@ -74,7 +77,9 @@ def cat_with_constant(draft: Draft, x: Value) -> Value:
     """Channels of ones or of a learned map appended to the value."""
     require(x.rank >= 1)
     ones = f"torch.ones_like({x}[:, :1])"
-    learned = f"{draft.parameter(1, 2, *[1] * x.rank)}.expand({x}.shape[0], -1, {', '.join(map(str, x.space))})"
+    learned = (
+        f"{draft.parameter(1, 2, *[1] * x.rank)}.expand({x}.shape[0], -1, {', '.join(map(str, x.space))})"
+    )
     choice = draft.pick((ones, learned))
     if choice == learned:
         draft.flags.add("fixed size")

@@ -59,7 +59,9 @@ def parameter_product(draft: Draft, x: Value) -> Value:
     """A product with a free parameter instead of a layer."""
     weight = draft.parameter(x.channels, draft.pick(WIDTHS))
     if x.rank == 0:
-        return draft.emit(draft.pick((f"{x} @ {weight}", f"torch.matmul({x}, {weight})", f"torch.mm({x}, {weight})")))
+        return draft.emit(
+            draft.pick((f"{x} @ {weight}", f"torch.matmul({x}, {weight})", f"torch.mm({x}, {weight})"))
+        )
     return draft.emit(from_last(f"({to_last(x)} @ {weight})", x.rank))
 
 

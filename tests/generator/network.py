@@ -24,9 +24,9 @@ SPACES = {1: ((6,), (9,), (8,), (7,)), 2: ((6, 6), (8, 8), (7, 5), (4, 4), (9, 8
 class Network:
     """A generated network.
 
-    `input_shapes` leave the batch axis out; `kinds` are the step kinds that took effect, in order; `flags` hold
-    "fixed size" (the model runs at this resolution only) and "functional randomness" (train mode draws random
-    numbers outside any module).
+    `input_shapes` leave the batch axis out; `kinds` are the step kinds that took effect, in order; `flags`
+    hold "fixed size" (the model runs at this resolution only) and "functional randomness" (train mode draws
+    random numbers outside any module).
     """
 
     spec: Spec
@@ -111,7 +111,10 @@ def _start(draft: Draft, knobs: Sequence[int]) -> None:
 def _finish(draft: Draft, knobs: Sequence[int]) -> str:
     """A classifier or nothing, then one or several outputs; returns the returned expression."""
     draft.turn(knobs)
-    head, form = draft.pick(("pool", "flatten", "none", "pool", "conv", "none")), draft.pick((0, 0, 0, 1, 2, 3))
+    head, form = (
+        draft.pick(("pool", "flatten", "none", "pool", "conv", "none")),
+        draft.pick((0, 0, 0, 1, 2, 3)),
+    )
     x = draft.values[-1]
     try:
         with draft.attempt():
@@ -123,7 +126,9 @@ def _finish(draft: Draft, knobs: Sequence[int]) -> str:
     last, other = draft.values[-1], draft.values[draft.pick(range(len(draft.values)))]
     if form == 0 or other == last or other in draft.inputs:
         return str(last)
-    return (f"{last}, {other}", f"{{'logits': {last}, 'features': {other}}}", f"[{other}, ({last},)]")[form - 1]
+    return (f"{last}, {other}", f"{{'logits': {last}, 'features': {other}}}", f"[{other}, ({last},)]")[
+        form - 1
+    ]
 
 
 def _head(draft: Draft, x: Value, head: str) -> Value:

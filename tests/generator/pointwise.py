@@ -22,13 +22,17 @@ IN_PLACE = (
     "Threshold(0.1234, 0.2, inplace=True)",
 )  # fmt: skip
 FUNCTIONS = (
-    "torch.relu({x})", "torch.exp({x} * 0.3)", "torch.sin({x})", "torch.cos({x})", "torch.abs({x})", "{x}.abs()",
+    "torch.relu({x})", "torch.exp({x} * 0.3)", "torch.sin({x})", "torch.cos({x})", "torch.abs({x})",
+    "{x}.abs()",
     "torch.sigmoid({x})", "{x}.sigmoid()", "torch.tanh({x})", "{x}.tanh()", "{x}.clamp(-0.6, 0.8)",
     "torch.clamp({x}, min=0.2)", "{x}.clamp(max=0.4)", "{x}.pow(2)", "{x} ** 3 * 0.1", "{x}.square()",
     "torch.sqrt({x}.abs() + 0.1)", "torch.rsqrt({x} * {x} + 0.5)", "torch.log({x}.abs() + 1.0)",
-    "torch.log1p({x} * {x})", "torch.expm1({x} * 0.2)", "torch.reciprocal({x}.abs() + 0.5)", "torch.atan({x})",
-    "torch.erf({x})", "torch.neg({x})", "-{x}", "torch.rsub({x}, 1.5)", "1.5 - {x}", "{x} + 0.7", "0.3 + {x} * 2",
-    "{x} - 0.25", "{x} / 3.0", "1.0 / ({x}.exp() + 1.0)", "torch.add({x}, 0.4, alpha=2)", "torch.mul({x}, 0.6)",
+    "torch.log1p({x} * {x})", "torch.expm1({x} * 0.2)", "torch.reciprocal({x}.abs() + 0.5)",
+    "torch.atan({x})",
+    "torch.erf({x})", "torch.neg({x})", "-{x}", "torch.rsub({x}, 1.5)", "1.5 - {x}", "{x} + 0.7", 
+    "0.3 + {x} * 2",
+    "{x} - 0.25", "{x} / 3.0", "1.0 / ({x}.exp() + 1.0)", "torch.add({x}, 0.4, alpha=2)",
+    "torch.mul({x}, 0.6)",
     "torch.where({x} > 0.1234, {x}, 0.1 * {x})", "torch.where({x} < -0.2345, torch.zeros_like({x}), {x})",
     "({x} > 0.1357) * {x}", "({x} >= 0.2468).to({x}.dtype)", "{x}.masked_fill({x} < 0.1111, -0.4)",
     "torch.maximum({x}, torch.zeros_like({x}) - 0.3)", "torch.minimum({x}, torch.ones_like({x}))",
@@ -38,7 +42,8 @@ FUNCTIONS = (
     "F.softsign({x})", "F.tanhshrink({x})", "F.hardtanh({x})", "F.threshold({x}, 0.1234, 0.5)",
     "{x}.clone()", "{x}.contiguous()", "torch.nan_to_num({x})", "{x}.type_as({x})",
     "torch.full_like({x}, 0.3) * {x}", "torch.ones_like({x}) - {x}", "torch.special.expit({x})", "{x}.relu()",
-    "torch.lerp({x}, {x}.relu(), 0.3)", "torch.addcmul({x}, {x}, {x}, value=0.1)", "torch.hypot({x}, {x} + 1.0)",
+    "torch.lerp({x}, {x}.relu(), 0.3)", "torch.addcmul({x}, {x}, {x}, value=0.1)",
+    "torch.hypot({x}, {x} + 1.0)",
 )  # fmt: skip
 METHODS_IN_PLACE = (
     "{x}.relu_()", "F.relu({x}, inplace=True)", "{x}.sigmoid_()", "{x}.add_(0.3)", "{x}.mul_(0.8)",

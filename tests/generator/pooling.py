@@ -38,7 +38,9 @@ def adaptive_pool(draft: Draft, x: Value) -> Value:
 @step(weight=1)
 def lp_pool(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 2)
-    return draft.emit(f"{draft.module(f'nn.LPPool{x.rank}d(2, {draft.pick((2, 3))}, stride=1)')}({x}.abs() + 0.1)")
+    return draft.emit(
+        f"{draft.module(f'nn.LPPool{x.rank}d(2, {draft.pick((2, 3))}, stride=1)')}({x}.abs() + 0.1)"
+    )
 
 
 @step(weight=3)
@@ -60,7 +62,12 @@ def pad_by_mode(draft: Draft, x: Value) -> Value:
 @step(weight=1)
 def pad_module(draft: Draft, x: Value) -> Value:
     require(x.rank == 2)
-    options = ("ZeroPad2d(1)", "ConstantPad2d((0, 1, 2, 0), 0.5)", "ReflectionPad2d(1)", "ReplicationPad2d(1)")
+    options = (
+        "ZeroPad2d(1)",
+        "ConstantPad2d((0, 1, 2, 0), 0.5)",
+        "ReflectionPad2d(1)",
+        "ReplicationPad2d(1)",
+    )
     return draft.emit(f"{draft.module(f'nn.{draft.pick(options)}')}({x})")
 
 

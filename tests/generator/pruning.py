@@ -42,7 +42,9 @@ class Pruning:
             return None
         entry = self.config[0]
         plain = set(entry) <= {"op_types", "sparsity", "pruner"} and entry.get("pruner") != "level"
-        return float(entry["sparsity"]) if plain and entry.get("op_types", ["default"]) == ["default"] else None
+        return (
+            float(entry["sparsity"]) if plain and entry.get("op_types", ["default"]) == ["default"] else None
+        )
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Module]:

@@ -12,13 +12,14 @@ def reduce_space(draft: Draft, x: Value) -> Value:
     require(x.rank >= 1)
     axes = draft.pick((tuple(range(2, x.rank + 2)), (-1,), (2,)))
     keep = draft.pick(("", ", keepdim=True"))
-    functions = ("{x}.mean({a}{k})", "{x}.sum({a}{k}) * 0.1", "{x}.amax({a}{k})", "torch.mean({x}, dim={a}{k})",
+    functions = ("{x}.mean({a}{k})", "{x}.sum({a}{k}) * 0.1", "{x}.amax({a}{k})",
+                 "torch.mean({x}, dim={a}{k})",
                  "{x}.amin({a}{k})", "torch.logsumexp({x}, {a}{k})", "{x}.std({a}{k}, correction=0)",
                  "{x}.var({a}{k}, unbiased=False)", "torch.linalg.vector_norm({x}, dim={a}{k})")  # fmt: skip
     code = draft.pick(functions)
     # The derivative of a standard deviation or norm at zero variance is infinite: keep away from it.
     operand = f"({x} + 0.1)" if "norm" in code else str(x)
-    require("std" not in code and "vector_norm" not in code or x.space[-1] > 1)
+    require(x.space[-1] > 1 or not ("std" in code or "vector_norm" in code))
     return draft.emit(code.format(x=operand, a=axes, k=keep))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tests.generator.spec import Spec, Step
 
+PLAIN_HEADS = ((2,), (0,))  # one output: no head, or pooling and a Linear
 Case = tuple[Spec, tuple[int, ...]]
 
 
@@ -38,7 +39,7 @@ def _simpler(case: Case) -> Iterator[Case]:
         for start in range(0, count, size):
             yield replace(spec, steps=spec.steps[:start] + spec.steps[start + size :]), knobs
         size //= 2
-    for head in ((2,), (0,)):  # no head, or pooling and a Linear; one output
+    for head in PLAIN_HEADS[: PLAIN_HEADS.index(spec.head) if spec.head in PLAIN_HEADS else None]:
         yield replace(spec, head=head), knobs
     yield replace(spec, start=()), knobs
     for index, step in enumerate(spec.steps):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     StepFunction = Callable[[Draft, Value], "Value | tuple[Value, ...]"]
 
 
-class Skip(Exception):  # noqa: N818 - control flow, not an error
+class Skip(Exception):
     """The step does not apply to this value (wrong rank, no partner, too small); nothing is emitted."""
 
 

@@ -13,7 +13,9 @@ def split(draft: Draft, x: Value) -> tuple[Value, ...]:
     first = draft.pick(range(1, x.channels))
     sizes = [first, x.channels - first]
     if x.channels % 2 == 0 and draft.pick((True, False)):
-        return draft.emit_several(draft.pick((f"{x}.chunk(2, dim=1)", f"torch.split({x}, {x.channels // 2}, 1)")), 2)
+        return draft.emit_several(
+            draft.pick((f"{x}.chunk(2, dim=1)", f"torch.split({x}, {x.channels // 2}, 1)")), 2
+        )
     code = draft.pick((f"torch.split({x}, {sizes}, dim=1)", f"{x}.tensor_split(({first},), dim=1)"))
     return draft.emit_several(code, 2)
 
@@ -25,7 +27,9 @@ def split_and_merge(draft: Draft, x: Value) -> Value:
     left, right = draft.emit_several(f"{x}.chunk(2, dim=1)", 2)
     half = x.channels // 2
     layer = draft.module(f"nn.Conv{x.rank}d({half}, {half}, 3, padding=1)")
-    worked = draft.emit(draft.pick(("F.relu({l}({v}))", "{l}({v})", "F.silu({l}({v}))")).format(l=layer, v=right))
+    worked = draft.emit(
+        draft.pick(("F.relu({l}({v}))", "{l}({v})", "F.silu({l}({v}))")).format(l=layer, v=right)
+    )
     return draft.emit(f"torch.cat([{left}, {worked}], dim=1)")
 
 
@@ -56,7 +60,9 @@ def slice_channels(draft: Draft, x: Value) -> Value:
 @step(weight=2)
 def permute_channels(draft: Draft, x: Value) -> Value:
     shift = draft.pick((1, 2, -1))
-    return draft.emit(draft.pick((f"{x}.flip(1)", f"torch.roll({x}, {shift}, dims=1)", f"torch.flip({x}, dims=[1])")))
+    return draft.emit(
+        draft.pick((f"{x}.flip(1)", f"torch.roll({x}, {shift}, dims=1)", f"torch.flip({x}, dims=[1])"))
+    )
 
 
 @step(weight=1)
@@ -97,7 +103,9 @@ def pixel_shuffle(draft: Draft, x: Value) -> Value:
 @step(weight=2)
 def pixel_unshuffle(draft: Draft, x: Value) -> Value:
     require(x.rank == 2 and x.channels <= 6)
-    return draft.emit(draft.pick((f"{draft.module('nn.PixelUnshuffle(2)')}({x})", f"F.pixel_unshuffle({x}, 2)")))
+    return draft.emit(
+        draft.pick((f"{draft.module('nn.PixelUnshuffle(2)')}({x})", f"F.pixel_unshuffle({x}, 2)"))
+    )
 
 
 @step(weight=1)
@@ -170,5 +178,9 @@ def unsqueeze(draft: Draft, x: Value) -> Value:
 def repeat(draft: Draft, x: Value) -> Value:
     require(x.channels <= 8)
     ones = ", 1" * x.rank
-    options = (f"{x}.repeat(1, 2{ones})", f"{x}.repeat_interleave(2, dim=1)", f"torch.tile({x}, (1, 2{ones}))")
+    options = (
+        f"{x}.repeat(1, 2{ones})",
+        f"{x}.repeat_interleave(2, dim=1)",
+        f"torch.tile({x}, (1, 2{ones}))",
+    )
     return draft.emit(draft.pick(options))

@@ -11,7 +11,9 @@ from tests.generator.registry import require, step
 @step(weight=3)
 def call_again(draft: Draft, x: Value) -> Value:
     """An earlier layer on another value with as many channels."""
-    fitting = [layer for layer in reversed(draft.layers) if layer[2] == x.channels and layer[1] in (x.rank, -1)]
+    fitting = [
+        layer for layer in reversed(draft.layers) if layer[2] == x.channels and layer[1] in (x.rank, -1)
+    ]
     name, rank, _ = draft.pick(fitting)
     if rank == -1 and x.rank:
         return draft.emit(from_last(f"{name}({to_last(x)})", x.rank))
@@ -24,7 +26,9 @@ def loop(draft: Draft, x: Value) -> Value:
     require(x.rank in (0, 1, 2))
     layer = f"nn.Conv{x.rank}d({x.channels}, {x.channels}, 3, padding=1)" if x.rank else ""
     name = remember(draft, draft.module(layer or f"nn.Linear({x.channels}, {x.channels})"), x)
-    body = draft.pick(("torch.relu({l}(OUT))", "{l}(OUT)", "OUT + torch.tanh({l}(OUT))", "torch.sigmoid({l}(OUT))"))
+    body = draft.pick(
+        ("torch.relu({l}(OUT))", "{l}(OUT)", "OUT + torch.tanh({l}(OUT))", "torch.sigmoid({l}(OUT))")
+    )
     return draft.block(f"OUT = {x}\nfor _ in range({draft.pick((2, 3))}):\n    OUT = {body.format(l=name)}")
 
 
@@ -37,7 +41,9 @@ def tied(draft: Draft, x: Value) -> Value:
     first, second = draft.module(code), draft.module(code)
     draft.statement(f"{second}.weight = {first}.weight", second)
     left, right = draft.emit(f"{first}({x})"), draft.emit(f"{second}(F.relu({x}))")
-    return draft.emit(draft.pick(("{a} + {b}", "torch.cat([{a}, {b}], 1)", "{a} * {b}")).format(a=left, b=right))
+    return draft.emit(
+        draft.pick(("{a} + {b}", "torch.cat([{a}, {b}], 1)", "{a} * {b}")).format(a=left, b=right)
+    )
 
 
 @step(weight=1)

@@ -66,24 +66,32 @@ print("small against masked eager model:", error(small(*inputs), oracle(*inputs)
 
 SIZES = """\
 print(small)
-print("parameters:", sum(p.numel() for p in model.parameters()), "->", sum(p.numel() for p in small.parameters()))
+print("parameters:", [sum(p.numel() for p in module.parameters()) for module in (model, small)])
 print("state dict:", {name: tuple(t.shape) for name, t in small.state_dict().items()})
 """
 
 
 def script(network: Network, pruning: Pruning, remark: str = "") -> str:
     """The file's text; `remark` (what is wrong) becomes its first comment lines."""
-    comment = textwrap.indent(remark.strip() or "what capture, compile and speedup make of this network", "# ")
+    comment = textwrap.indent(
+        remark.strip() or "what capture, compile and speedup make of this network", "# "
+    )
     header, _, source = network.source.partition("\n\n\n")
     del header  # the preamble imports more
     inputs = [
-        f"    torch.randn({(3, *shape)}, generator=torch.Generator().manual_seed({network.seed + i}), dtype=torch.float64),"
+        f"    torch.randn({(3, *shape)}, dtype=torch.float64, "
+        f"generator=torch.Generator().manual_seed({network.seed + i})),"
         for i, shape in enumerate(network.input_shapes)
     ]
     parts = [comment, "\n", PREAMBLE, "\n\n", source, "\n\n", inspect.getsource(randomize), MASKED]
     if pruning.masks:
         parts += ["\n", inspect.getsource(make_masks), "\n"]
-    parts += [f"\nmodel = randomize(Network(), {network.seed}).eval()\n", "inputs = (\n", "\n".join(inputs), "\n)\n"]
+    parts += [
+        f"\nmodel = randomize(Network(), {network.seed}).eval()\n",
+        "inputs = (\n",
+        "\n".join(inputs),
+        "\n)\n",
+    ]
     parts.append("captured = fxcompress.capture(model, inputs)\n")
     parts.append('print("captured against eager:", error(captured(*inputs), model(*inputs)))\n')
     if pruning.config:

@@ -1,0 +1,94 @@
+"""The laws of design.md on random networks; see `tests/laws.py` for what each one says.
+
+A failure's message is a Python file that can be pasted and run. `benchmarks/fuzz.py` runs the same laws over
+thousands of networks.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, reject, settings
+from torch import nn
+
+from tests import laws
+from tests.generator import KINDS, Network, Pruning, cases, networks
+from tests.generator.test_generator import sample_with
+
+FEW = settings(
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def examine(network: Network, pruning: Pruning, *laws_to_check: laws.Law) -> None:
+    try:
+        laws.check(laws.Subject(network, pruning), laws_to_check or laws.LAWS)
+    except laws.Unsuited:
+        reject()
+
+
+@settings(FEW, max_examples=50)
+@given(cases())
+def test_every_law_holds_for_random_networks_and_prunings(case: tuple[Network, Pruning]) -> None:
+    examine(*case)
+
+
+@settings(FEW, max_examples=25)
+@given(networks())
+def test_capture_equals_eager_in_eval_and_train_mode(network: Network) -> None:
+    examine(network, Pruning([], {}, True), *laws.WITHOUT_PRUNING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_operator_kind_is_captured(kind: str) -> None:
+    laws.check(laws.Subject(sample_with(kind), Pruning([], {}, True)), laws.WITHOUT_PRUNING)
+
+
+# -- the laws notice what they are there for -------------------------------------------------------------
+
+
+def test_a_wrong_output_is_noticed() -> None:
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=r"demo: relative error 1.00e-08, allowed 1e-09"):
+        laws.require_close("demo", x * (1 + 1e-8), x, laws.EXACT)
+    laws.require_close("demo", x * (1 + 1e-10), x, laws.EXACT)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(2, 3), [torch.ones(2, 3, dtype=torch.float64)]])
+def test_a_wrong_shape_dtype_or_structure_is_noticed(wrong: object) -> None:
+    with pytest.raises(AssertionError, match="output"):
+        laws.relative_error(wrong, torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_not_a_number_is_an_infinite_error() -> None:
+    assert laws.relative_error(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_of_a_transposed_convolution_lie_along_its_output_channels(groups: int) -> None:
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=groups)
+    mask, bias = torch.ones_like(layer.weight), torch.ones(6)
+    mask[:2, 1] = 0  # output channel 1 reads the inputs of its group: 0 and 1 of 2 groups, all of 1 group
+    mask[2 if groups == 1 else 0 : 4 if groups == 1 else 2, 1] = 0
+    bias[1] = 0
+    gone = laws.masked_filters(layer, {"weight": mask, "bias": bias})
+    assert gone.tolist() == [False, True, False, False, False, False]
+    assert not laws.masked_filters(layer, {"weight": mask}).any()
+
+
+def test_a_comparison_at_a_tie_is_ill_conditioned() -> None:
+    class Tie(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x > 1.0).to(x.dtype)
+
+    assert laws.amplification(Tie(), (torch.full((100,), 1.0, dtype=torch.float64),)) > laws.AMPLIFICATION
+    assert laws.amplification(nn.Linear(3, 3).double(), (torch.randn(2, 3).double(),)) < laws.AMPLIFICATION
