@@ -36,6 +36,7 @@ from tests.generator.pruning import KNOBS, random_pruning
 from tests.generator.reduction import Case, reduce
 from tests.generator.script import script
 from tests.generator.spec import KNOB_TOP, random_spec
+from tests.laws import LawFailure, Subject, Unsuited, check
 
 CRASHED = "no answer"
 
@@ -55,8 +56,6 @@ class Outcome:
 
 def examine(seed: int, reduction_seconds: float) -> Outcome:
     """Check network `seed`; on failure reduce it and write the pasteable file into the outcome."""
-    from tests.laws import LawFailure, Subject, Unsuited, check
-
     started = time.monotonic()
     try:
         network, pruning = random_case(seed)
@@ -75,12 +74,8 @@ def examine(seed: int, reduction_seconds: float) -> Outcome:
     return Outcome(seed, verdict, law, summary, file, network.kinds, time.monotonic() - started)
 
 
-def _reduced(seed: int, failure: Exception, seconds: float) -> LawFailure:  # type: ignore[name-defined]  # noqa: F821
+def _reduced(seed: int, failure: LawFailure, seconds: float) -> LawFailure:
     """The failure of the smallest case found that breaks the same law in the same way."""
-    from tests.laws import LawFailure, Subject, Unsuited, check
-
-    if not isinstance(failure, LawFailure):
-        raise TypeError(f"expected a LawFailure, got {type(failure).__name__}")
     smallest, law, kind = failure, failure.law, type(failure.cause)
 
     def fails(case: Case) -> bool:

@@ -42,7 +42,7 @@ def test_every_law_holds_for_random_networks_and_prunings(case: tuple[Network, P
     examine(*case)
 
 
-@settings(FEW, max_examples=25)
+@settings(FEW, max_examples=10)
 @given(networks())
 def test_capture_equals_eager_in_eval_and_train_mode(network: Network) -> None:
     examine(network, Pruning([], {}, True), *laws.WITHOUT_PRUNING)

@@ -8,7 +8,7 @@ from tests.generator.registry import require, step
 ACTIVATIONS = ("ReLU", "ReLU", "SiLU", "GELU", "Sigmoid", "Hardswish")
 
 
-@step(weight=5)
+@step(weight=9)
 def sequential(draft: Draft, x: Value) -> Value:
     """Convolution, BatchNorm, activation under one name."""
     require(1 <= x.rank <= 3)
@@ -21,7 +21,7 @@ def sequential(draft: Draft, x: Value) -> Value:
     )
 
 
-@step(weight=5)
+@step(weight=8)
 def residual(draft: Draft, x: Value) -> Value:
     """Basic block; the shortcut is the identity or a projection, the branch may downsample."""
     require(1 <= x.rank <= 3)

@@ -27,7 +27,7 @@ def remember(draft: Draft, name: str, value: Value) -> str:
     return name
 
 
-@step(weight=10)
+@step(weight=18)
 def conv(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     kernel = draft.pick((3, 1, 3, 2, 5))
@@ -39,14 +39,14 @@ def conv(draft: Draft, x: Value) -> Value:
     return draft.emit(f"{remember(draft, draft.module(f'{code}, {padding}{_bias(draft)})'), x)}({x})")
 
 
-@step(weight=3)
+@step(weight=6)
 def pointwise_conv(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     layer = draft.module(f"nn.Conv{x.rank}d({x.channels}, {draft.pick(CHANNELS)}, 1{_bias(draft)})")
     return draft.emit(f"{remember(draft, layer, x)}({x})")
 
 
-@step(weight=4)
+@step(weight=6)
 def grouped_conv(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     groups = draft.divisor(x.channels, above=1)
@@ -57,7 +57,7 @@ def grouped_conv(draft: Draft, x: Value) -> Value:
     return draft.emit(f"{remember(draft, layer, x)}({x})")
 
 
-@step(weight=4)
+@step(weight=6)
 def depthwise_conv(draft: Draft, x: Value) -> Value:
     require(1 <= x.rank <= 3)
     out = x.channels * draft.pick((1, 1, 2))

@@ -9,7 +9,7 @@ from tests.generator.registry import require, step
 EPSILONS = ("", "", ", eps=1e-3", ", eps=0.02")
 
 
-@step(weight=8)
+@step(weight=12)
 def batch_norm(draft: Draft, x: Value) -> Value:
     require(x.rank <= 3)
     options = draft.pick(EPSILONS) + draft.pick(("", "", ", momentum=0.03", ", momentum=None"))
