@@ -148,7 +148,7 @@ def _export(module: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Ex
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported: {type(error).__name__}: {_first_line(error)}\n"
-            "A graph has one path for every input: branch on shapes or module attributes, not on tensor values."
+            "A graph has one path for every input: branch on shapes or attributes, not on tensor values."
         ) from error
 
 

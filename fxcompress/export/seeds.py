@@ -1,0 +1,98 @@
+"""``export_model``: the files that NNI's pruners write (weights, masks, ONNX), from a masked model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import ExportError
+from fxcompress.export.files import replacing
+from fxcompress.export.masks import Masks, save_masks
+from fxcompress.export.onnx import export_onnx
+from fxcompress.graph.module import CompiledModule
+
+_SUFFIX = "_mask"
+
+
+def export_model(
+    module: nn.Module,
+    model_path: str | os.PathLike[str],
+    mask_path: str | os.PathLike[str] | None = None,
+    onnx_path: str | os.PathLike[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> None:
+    """Write the masked weights, and if wanted the masks and an ONNX model; each replaces its file at the end.
+
+    Args:
+        module: a model with masks (buffers ``<parameter>_mask`` beside the parameters); it is not changed.
+        model_path: a ``torch.save``d dict of tensors under the original model's ``state_dict`` keys, weights
+            multiplied by their masks; ``torch.load(weights_only=True)`` reads it.
+        mask_path: a mask file (see ``load_masks``).
+        onnx_path: the masked network as ONNX, compared with onnxruntime.
+        input_shape: of the ONNX model's input, batch included; by default the model's example inputs.
+
+    Raises:
+        ExportError: if masks are asked for and there are none, or the ONNX model disagrees.
+    """
+    masks = masks_of(module)
+    if mask_path is not None and not masks:
+        raise ExportError("mask_path was given but the model has no masks; compile it with a sparsity first")
+    example = None if input_shape is None or onnx_path is None else _example(module, input_shape)
+    with replacing(model_path) as temporary:
+        torch.save(masked_state_dict(module, masks), temporary)
+    if mask_path is not None:
+        save_masks(masks, mask_path)
+    if onnx_path is not None:
+        export_onnx(module, onnx_path, example)
+
+
+def masks_of(module: nn.Module) -> Masks:
+    """``{layer: {parameter: mask}}`` of every buffer ``<parameter>_mask`` beside its parameter."""
+    masks: Masks = {}
+    for layer, owner in module.named_modules():
+        for name, buffer in owner._buffers.items():
+            parameter = name.removesuffix(_SUFFIX)
+            if buffer is not None and name != parameter and owner._parameters.get(parameter) is not None:
+                masks.setdefault(layer, {})[parameter] = buffer
+    return masks
+
+
+def masked_state_dict(module: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """The state dict under the original keys: weights multiplied, no mask buffers, ties kept."""
+    by_name = {_join(layer, name): mask for layer, entries in masks.items() for name, mask in entries.items()}
+    mask_names = {name + _SUFFIX for name in by_name}
+    products: dict[int, Tensor] = {}
+    for name, mask in by_name.items():
+        owner, _, attribute = name.rpartition(".")
+        parameter = module.get_submodule(owner).get_parameter(attribute)
+        products[id(parameter)] = parameter.detach() * mask
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if (isinstance(value, Tensor) and name.removesuffix(_SUFFIX) not in by_name) or name in by_name:
+            state[name] = products.get(id(value), value.detach())
+    return state
+
+
+def _join(layer: str, name: str) -> str:
+    return f"{layer}.{name}" if layer else name
+
+
+def _example(module: nn.Module, shape: Sequence[int]) -> Any:
+    """One input of ``shape`` in the dtype the model was captured with (float as its parameters otherwise)."""
+    known: list[Any] = []
+    if isinstance(module, CompiledModule):
+        known = [x for x in pytree.tree_leaves(module.example_inputs) if isinstance(x, Tensor)]
+    if len(known) > 1:
+        raise ExportError(
+            f"input_shape describes one input, the model takes {len(known)}; leave input_shape out "
+            "to use its example inputs, or call export_onnx with example_inputs"
+        )
+    like = known[0] if known else next(module.parameters(), torch.empty(0))
+    if not like.is_floating_point():
+        return like.new_zeros(tuple(shape))
+    return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
