@@ -15,7 +15,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two latencies in seconds; ``ratio`` is that of the medians, ``goal`` its bound if there is one."""
+    """Two latencies in seconds; ``ratio`` is the median of the rounds, ``goal`` its bound if there is one."""
 
     name: str
     candidate: Latency
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        return self.candidate.median / self.reference.median
+        return self.candidate.ratio_to(self.reference)
 
     @property
     def met(self) -> bool:
@@ -167,7 +167,14 @@ def table_of(comparisons: Sequence[Comparison]) -> Table:
 
 
 def _spread(latency: Latency) -> str:
-    return f"{1e3 * latency.median:.1f} ({1e3 * latency.lower:.1f}-{1e3 * latency.upper:.1f})"
+    lower, upper = latency.quartiles
+    return f"{1e3 * latency.median:.1f} ({1e3 * lower:.1f}-{1e3 * upper:.1f})"
+
+
+def record_of(item: Comparison) -> dict[str, Any]:
+    """Return the comparison as a JSON-ready dict."""
+    latencies = {"candidate": item.candidate.to_dict(), "reference": item.reference.to_dict()}
+    return {**latencies, "ratio": item.ratio, "goal": item.goal, "met": item.met}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,9 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": machine_facts(),
             "model": f"resnet50, {options.pixels} px, training batch {options.batch}",
             "error of the directly built model": error,
-            "comparisons": {
-                item.name: asdict(item) | {"ratio": item.ratio, "met": item.met} for item in comparisons
-            },
+            "comparisons": {item.name: record_of(item) for item in comparisons},
         },
     )
     return 0 if all(item.met for item in comparisons) else 1

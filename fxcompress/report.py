@@ -133,7 +133,7 @@ class Report:
         result: dict[str, Any] = {name: change and _change_dict(change) for name, change in amounts.items()}
         if self.latency is not None:
             names = ("before", "after")
-            result["latency"] = {n: vars(value).copy() for n, value in zip(names, self.latency, strict=True)}
+            result["latency"] = {n: value.to_dict() for n, value in zip(names, self.latency, strict=True)}
         macs = self.macs_by_layer
         result["layers"] = [
             {
@@ -337,7 +337,12 @@ def _totals_table(report: Report) -> Table:
             table.add_row(name, f"{change.before:,}", f"{change.after:,}", f"{change.removed:.1%}")
     if report.latency is not None:
         old, new = (1e3 * latency.median for latency in report.latency)
-        table.add_row("latency, median ms", f"{old:.2f}", f"{new:.2f}", f"{1 - new / old:.1%}")
+        table.add_row(
+            "latency, median ms",
+            f"{old:.2f}",
+            f"{new:.2f}",
+            f"{1 - report.latency[1].ratio_to(report.latency[0]):.1%}",
+        )
     return table
 
 

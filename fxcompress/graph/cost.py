@@ -227,12 +227,34 @@ def _own_flops(module: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per call: the median and the quartiles of ``runs`` timed calls."""
+    """Seconds of every timed call, in the order of the rounds."""
 
-    median: float
-    lower: float
-    upper: float
-    runs: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile: half of the calls lie between."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
+        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return lower, upper
+
+    def ratio_to(self, reference: Latency) -> float:
+        """Return the median over rounds of this candidate's seconds by the reference's in the same round.
+
+        Both from one ``compare_latency``: a disturbance slows the two calls of its round, not their ratio.
+        """
+        pairs = zip(self.seconds, reference.seconds, strict=True)
+        return statistics.median(mine / other for mine, other in pairs)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return median and quartiles in seconds and the number of calls."""
+        lower, upper = self.quartiles
+        return {"median": self.median, "lower": lower, "upper": upper, "runs": len(self.seconds)}
 
 
 def measure_latency(function: Callable[[], Any], *, rounds: int = 20, warmup: int = 3) -> Latency:
@@ -257,7 +279,7 @@ def compare_latency(
             elapsed = _timed(function)
             if index >= 0:
                 seconds[name].append(elapsed)
-    return {name: _summary(times) for name, times in seconds.items()}
+    return {name: Latency(tuple(times)) for name, times in seconds.items()}
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -271,10 +293,3 @@ def _timed(function: Callable[[], Any]) -> float:
 
 def _nothing() -> None:
     return None
-
-
-def _summary(times: list[float]) -> Latency:
-    if len(times) == 1:
-        return Latency(times[0], times[0], times[0], 1)
-    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return Latency(median, lower, upper, len(times))

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress import ops
 from fxcompress.graph.cost import (
+    Latency,
     as_call,
     compare_latency,
     count_bytes,
@@ -163,18 +164,19 @@ def test_candidates_are_timed_in_turns() -> None:
 
     result = compare_latency({"fast": lambda: calls.append("fast"), "slow": slow}, rounds=5, warmup=2)
     assert calls == ["fast", "slow", "slow", "fast"] * 3 + ["fast", "slow"]
-    assert (
-        0
-        < result["fast"].median
-        < 0.005
-        <= result["slow"].lower
-        <= result["slow"].median
-        <= result["slow"].upper
-    )
-    assert result["slow"].runs == 5
+    lower, upper = result["slow"].quartiles
+    assert 0 < result["fast"].median < 0.005 <= lower <= result["slow"].median <= upper
+    assert result["slow"].to_dict()["runs"] == 5
+
+
+def test_a_ratio_is_taken_within_rounds() -> None:
+    disturbed, reference = Latency((1.0, 10.0, 1.2)), Latency((2.0, 20.0, 2.0))
+    assert disturbed.ratio_to(reference) == 0.5
+    assert disturbed.median == 1.2
+    assert disturbed.quartiles == pytest.approx((1.1, 5.6), abs=1e-12)
 
 
 def test_latency_needs_a_round() -> None:
-    assert measure_latency(lambda: None, rounds=1, warmup=0).runs == 1
+    assert measure_latency(lambda: None, rounds=1, warmup=0).to_dict()["runs"] == 1
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         measure_latency(lambda: None, rounds=0)
