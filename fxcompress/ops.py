@@ -20,13 +20,13 @@ def call(module: nn.Module, x: Tensor, **parameters: Tensor) -> Tensor:
     return torch.func.functional_call(module, parameters, (x,))  # type: ignore[no-any-return]
 
 
-def dropout(x: Tensor, p: float, owner: nn.Module) -> Tensor:
+def dropout(input: Tensor, p: float, owner: nn.Module) -> Tensor:
     """``F.dropout`` whose ``training`` flag is that of the module whose code called it."""
-    return F.dropout(x, p, owner.training)
+    return F.dropout(input, p, owner.training)
 
 
 def batch_norm(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor,
@@ -46,11 +46,11 @@ def batch_norm(
         batches.add_(1)
         if momentum is None:
             average = 1.0 / float(batches)
-    return F.batch_norm(x, running_mean, running_var, weight, bias, owner.training, average, eps)
+    return F.batch_norm(input, running_mean, running_var, weight, bias, owner.training, average, eps)
 
 
 def layer_norm(
-    x: Tensor,
+    input: Tensor,
     mask: Tensor,
     normalized_shape: list[int],
     weight: Tensor | None,
@@ -65,12 +65,41 @@ def layer_norm(
     """
     axes = tuple(range(-len(normalized_shape), 0))
     count = mask.expand(normalized_shape).sum()
-    mean = (x * mask).sum(axes, keepdim=True) / count
-    centred = (x - mean) * mask
+    mean = (input * mask).sum(axes, keepdim=True) / count
+    centred = (input - mean) * mask
     var = (centred * centred).sum(axes, keepdim=True) / count
     y = centred * torch.rsqrt(var + eps)
     if weight is not None:
         y = y * weight
     if bias is not None:
         y = y + bias * mask
+    return y
+
+
+def group_norm(
+    input: Tensor,
+    mask: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """GroupNorm over the kept channels of each group: what the layer computes once they are all it has.
+
+    ``input`` is ``[N, C, *]``; ``mask`` ``[C]`` is 1 for kept and 0 for pruned channels, whose outputs are 0
+    (Wu, He 2018, restricted to the kept channels).
+    """
+    shape = (1, -1, *([1] * (input.dim() - 2)))
+    x = input.unflatten(1, (num_groups, -1))
+    m = mask.view(shape).unflatten(1, (num_groups, -1))
+    axes = tuple(range(2, x.dim()))
+    count = m.expand(1, *x.shape[1:]).sum(axes, keepdim=True).clamp_min(1)
+    mean = (x * m).sum(axes, keepdim=True) / count
+    centred = (x - mean) * m
+    var = (centred * centred).sum(axes, keepdim=True) / count
+    y = (centred * torch.rsqrt(var + eps)).flatten(1, 2)
+    if weight is not None:
+        y = y * weight.view(shape)
+    if bias is not None:
+        y = y + (bias * mask).view(shape)
     return y

@@ -72,6 +72,8 @@ class Call:
     def refs(self) -> Iterator[tuple[str, Ref]]:
         """Every tensor operand with the argument it belongs to."""
         for name, value in self.args.items():
+            if name == "owner":
+                continue
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, (fx.Node, Reference)):
                     yield name, unwrap(item)

@@ -9,6 +9,7 @@ a subclass follow ``train()``/``eval()`` again.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -90,7 +91,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
     failure: Exception | None = None
     for dynamic, (a, k) in ((True, (args, kwargs)), (False, inputs)):
         try:
-            shapes = _dynamic_shapes(a, k) if dynamic else None
+            shapes = _dynamic_shapes(model, a, k) if dynamic else None
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
             with watch_leaf_calls(model) as calls, torch.no_grad():
@@ -104,16 +105,14 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
     raise _explained(model, inputs, failure) from failure
 
 
-def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """First dimension dynamic for every tensor, by the parameter names of ``forward``."""
+
     def of(value: Any) -> Any:
         return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() > 0 else None
 
-    a, k = pytree.tree_map(of, (args, kwargs))
-    return (*a, *k.values()) if not k else {**_positional(a), **k}
-
-
-def _positional(shapes: tuple[Any, ...]) -> dict[str, Any]:
-    return {f"*{i}": s for i, s in enumerate(shapes)}
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(of, value) for name, value in bound.items()}
 
 
 def _with_batch_of_two(inputs: Inputs) -> Inputs:

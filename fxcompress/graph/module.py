@@ -57,7 +57,7 @@ class CompiledModule(fx.GraphModule):
         return twin
 
     def fork(self) -> CompiledModule:
-        """A module of its own graph and hierarchy that shares every leaf module, parameter and buffer."""
+        """A module with a graph and hierarchy of its own over the same parameters and buffers."""
         twin = CompiledModule(mirror(self), copy_graph(self.graph), self._get_name())
         _copy_facts(self, twin)
         return twin
@@ -92,15 +92,19 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def mirror(model: nn.Module) -> nn.Module:
-    """The hierarchy of ``model`` with containers as scopes and childless modules shared as they are."""
+    """The hierarchy of ``model``: containers as scopes, childless modules as copies over the same tensors.
+
+    The copies let the compiled model have its own mode, hooks and masks while an optimizer that holds the
+    original's parameters goes on training both.
+    """
     memo: dict[int, nn.Module] = {}
 
     def visit(module: nn.Module, is_root: bool) -> nn.Module:
         if id(module) in memo:
             return memo[id(module)]
         if not is_root and not module._modules:
-            memo[id(module)] = module
-            return module
+            memo[id(module)] = shallow_copy(module)
+            return memo[id(module)]
         scope = Scope(module._get_name())
         memo[id(module)] = scope
         adopt(scope, module)
@@ -110,6 +114,15 @@ def mirror(model: nn.Module) -> nn.Module:
         return scope
 
     return visit(model, True)
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A module of the same class over the same tensors, with tables (parameters, hooks) of its own."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, set)):
+            twin.__dict__[name] = value.copy()
+    return twin
 
 
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:

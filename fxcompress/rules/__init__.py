@@ -1,0 +1,30 @@
+"""What each operator does to channels: one file per operator family.
+
+Importing this package fills the registry (``fxcompress.rules.registry``).
+"""
+
+from fxcompress.rules import (
+    convolution,
+    creation,
+    indexing,
+    joining,
+    linear,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+    reshaping,
+)
+
+__all__ = [
+    "convolution",
+    "creation",
+    "indexing",
+    "joining",
+    "linear",
+    "normalization",
+    "pointwise",
+    "pooling",
+    "reduction",
+    "reshaping",
+]

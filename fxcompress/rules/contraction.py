@@ -1,0 +1,133 @@
+"""What convolution and linear rules share: sums of weight × channel, with the channels that may be dropped.
+
+Channel ``i`` of the input may go when every kept output reads it through a zero weight, or when it is a constant
+``c_i`` whose contribution can be kept:
+
+    Σ_i W[:, i] · x_i  =  Σ_kept W[:, i] · x_i  +  Σ_removed W[:, i] · c_i
+
+The second sum is a constant for a linear layer or an unpadded convolution: it is added to the bias. Zero padding
+makes it vary at the borders, but there it equals a convolution of *any* constant channel ``k`` with weights
+``Σ_removed W[:, i] · c_i / c_k``: one channel (the carrier) stays and takes the others' part, at every
+resolution.
+
+Weights are seen as ``[groups, out, in, taps]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxcompress.rules.axes import Bools
+
+
+@dataclass(frozen=True)
+class Need:
+    """``matrix[g, o, i]``: output ``o`` of group ``g`` needs input ``i`` of that group (``None``: all outputs
+    need the same); ``inner[g · in + i]``: the input may be needed at all."""
+
+    inner: Bools
+    matrix: Bools | None
+
+    def of(self, outer: Bools | None) -> Bools:
+        """The input slices needed when ``outer`` is kept of the output."""
+        if self.matrix is None:
+            return self.inner if outer is None or outer.any() else np.zeros_like(self.inner)
+        groups, out, _ = self.matrix.shape
+        if outer is None:
+            read = self.matrix.any(1)
+        else:
+            read = (self.matrix & outer.reshape(groups, out, 1)).any(1)
+        return read.reshape(-1) & self.inner
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A contraction with known weights: ``weight`` is ``[groups, out, in, taps]``."""
+
+    weight: Tensor
+    constants: Tensor | None
+    """Constants of the input channels, ``[groups · in]``, NaN where not constant."""
+    uniform: bool
+    """Whether a constant channel contributes a constant (no padding), so that a bias can hold it."""
+    editable: bool
+    """Whether this call may change its weight and bias (they belong to no other call)."""
+
+    def reads(self) -> Tensor:
+        """Boolean ``[groups, out, in]``: a weight that is not zero."""
+        return (self.weight != 0).any(-1)
+
+    def need(self) -> Need:
+        """Which inputs must stay for which outputs."""
+        groups, _, inputs, _ = self.weight.shape
+        reads = self.reads().numpy()
+        inner = np.ones(groups * inputs, dtype=np.bool_)
+        if self.constants is not None:
+            inner = ~self._droppable().numpy()
+        return Need(inner, None if bool(reads.all()) else reads)
+
+    def _droppable(self) -> Tensor:
+        if self.constants is None:
+            return torch.zeros(self.weight.shape[0] * self.weight.shape[2], dtype=torch.bool)
+        zero = self.constants == 0
+        if not self.editable:
+            return zero
+        constant = ~self.constants.isnan()
+        if not self.uniform:
+            if self.weight.shape[0] > 1:
+                return zero
+            constant = constant.clone()
+            constant[self.carrier()] = False
+            return constant | zero
+        return constant
+
+    def carrier(self) -> int:
+        """The constant channel of the largest magnitude, to stand for the others under padding."""
+        if self.constants is None:
+            return 0
+        return int(self.constants.nan_to_num().abs().argmax())
+
+    def outputs(self, bias: Tensor | None) -> Tensor | None:
+        """Constants of the output channels: all inputs they read are constant and contribute uniformly."""
+        groups, out, inputs, _ = self.weight.shape
+        steady = torch.zeros(groups, 1, inputs, dtype=torch.bool)
+        values = torch.zeros(groups, 1, inputs, dtype=torch.float64)
+        if self.constants is not None:
+            known = self.constants.view(groups, 1, inputs)
+            steady = ~known.isnan() if self.uniform else known == 0
+            values = torch.where(steady, known, 0.0)
+        reads = self.reads()
+        constant = ~(reads & ~steady).any(-1)
+        if not bool(constant.any()):
+            return None
+        result = (self.weight.sum(-1, dtype=torch.float64) * values).sum(-1).reshape(groups * out)
+        if bias is not None:
+            result = result + bias.to(torch.float64)
+        return torch.where(constant.reshape(-1), result, torch.nan)
+
+    def folded(self, removed: Tensor) -> Tensor | None:
+        """What the removed channels add to each output (float64 ``[groups · out]``); ``None`` if nothing."""
+        given = self._given(removed)
+        if given is None:
+            return None
+        groups, out, inputs, _ = self.weight.shape
+        values = given.view(groups, 1, inputs)
+        return (self.weight.sum(-1, dtype=torch.float64) * values).sum(-1).reshape(groups * out)
+
+    def carried(self, removed: Tensor) -> tuple[int, Tensor] | None:
+        """The carrier and what is added to its weight (float64 ``[1, out, taps]``) for the removed channels."""
+        given = self._given(removed)
+        if given is None or self.constants is None:
+            return None
+        carrier = self.carrier()
+        added = torch.einsum("goit,i->got", self.weight.to(torch.float64), given / self.constants[carrier])
+        return carrier, added
+
+    def _given(self, removed: Tensor) -> Tensor | None:
+        if self.constants is None:
+            return None
+        given = torch.where(removed, self.constants.nan_to_num(), 0.0)
+        return given if bool((given != 0).any()) else None

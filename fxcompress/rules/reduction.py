@@ -1,0 +1,138 @@
+"""Reductions, softmax and cumulative operators.
+
+Dimensions that stay pass through. A reduced one stays whole, except under a sum, where a zero slice adds nothing:
+a mean over channels divides by their number, a maximum sees every channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxcompress.graph.calls import Call, TensorInfo
+from fxcompress.rules.axes import Axis, Contraction
+from fxcompress.rules.contraction import Need
+from fxcompress.rules.flow import Flow, dim_of
+from fxcompress.rules.registry import Rule, register, rule
+from fxcompress.rules.rewrite import Shrink
+from fxcompress.rules.values import Values
+
+
+def _input(call: Call) -> Any:
+    return call.args["self"] if "self" in call.args else call.args["input"]
+
+
+def _dims(call: Call, rank: int) -> list[int]:
+    given = call.get("dim", call.get("dims"))
+    if given is None or given == []:
+        return list(range(rank))
+    return [dim_of(d, rank) for d in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+def _kept_dims(call: Call, rank: int) -> dict[int, int]:
+    """Dimension of the operand → dimension of the result, for those not reduced."""
+    reduced = set(_dims(call, rank))
+    if call.get("keepdim"):
+        return {d: d for d in range(rank) if d not in reduced}
+    return {d: i for i, d in enumerate(d for d in range(rank) if d not in reduced)}
+
+
+class Reduction(Rule):
+    """Reductions whose reduced dimensions stay whole."""
+
+    def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
+        """The reduction of slices that are constant."""
+        return None
+
+    def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
+        axes = flow.axes(_input(call))
+        flow.freeze([axes[d] for d in dims], call, f"{call.op} over it")
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x = flow.axes(_input(call))
+        self.reduced(call, flow, _dims(call, len(x)))
+        kept = _kept_dims(call, len(x))
+        value = call.node.meta["tensor"]
+        several = value if isinstance(value, tuple) else (value,)
+        rank = len(several[0].shape)
+        by_target = {target: x[d] for d, target in kept.items()}
+        made = tuple(by_target.get(i, Axis(1)) for i in range(rank))
+        if isinstance(value, TensorInfo):
+            flow.set(call.node, made)
+        else:
+            flow.set_several(call.node, [made] * len(several))
+
+    def constants(self, call: Call, values: Values) -> None:
+        rank = len(values.map.of[values.canonical(_input(call))])
+        for dim, target in _kept_dims(call, rank).items():
+            given = values.slices(_input(call), dim)
+            result = None if given is None else self.of_constant(call, given)
+            if isinstance(call.node.meta["tensor"], TensorInfo):
+                values.set(call.node, target, result)
+
+
+class KeepsConstant(Reduction):
+    """Mean, maximum, minimum, median of a constant slice are that constant."""
+
+    def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
+        return given
+
+
+class KeepsZero(Reduction):
+    """Sums and norms of a zero slice are zero."""
+
+    def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
+        return torch.where(given == 0, 0.0, torch.nan)
+
+
+for _op in ("mean", "amax", "amin", "median", "max", "min"):
+    register(_op, KeepsConstant())
+for _op in ("linalg_vector_norm", "norm", "var", "std", "any", "prod", "nansum", "count_nonzero"):
+    register(_op, KeepsZero())
+for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean", "aminmax", "mode"):
+    register(_op, Reduction())
+
+
+@rule("sum")
+class Sum(KeepsZero):
+    """A sum: zero slices may go."""
+
+    def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
+        for dim in dims:
+            flow.contract(call, _input(call), dim)
+
+    def need(self, contraction: Contraction, values: Values) -> Need | None:
+        zero = values.zero(contraction.source, contraction.dim)
+        size = contraction.inner.size
+        return Need(np.ones(size, dtype=np.bool_) if zero is None else ~zero.numpy(), None)
+
+
+class AlongOne(Rule):
+    """Softmax and cumulative operators: the dimension they run along stays, the others pass."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x = flow.axes(_input(call))
+        if x:
+            flow.freeze([x[d] for d in _dims(call, len(x))], call, f"{call.op} along it")
+        if isinstance(call.node.meta["tensor"], TensorInfo):
+            flow.set(call.node, x)
+        else:
+            flow.set_several(call.node, [x] * len(call.node.meta["tensor"]))
+
+    def constants(self, call: Call, values: Values) -> None:
+        if call.op not in ("cumsum", "cumprod") or not isinstance(call.node.meta["tensor"], TensorInfo):
+            return
+        rank = len(values.map.of[call.node])
+        for dim in range(rank):
+            given = values.slices(_input(call), dim)
+            if given is not None and dim not in _dims(call, rank):
+                values.set(call.node, dim, torch.where(given == 0, 0.0, torch.nan))
+
+
+for _op in ("softmax", "log_softmax", "_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort"):
+    register(_op, AlongOne())
+
+
+__all__ = ["AlongOne", "KeepsConstant", "KeepsZero", "Reduction", "Shrink", "Sum"]

@@ -1,0 +1,221 @@
+"""``Shrink``: what rules use to adjust a call once slices of its operands are gone."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress import ops
+from fxcompress.graph.calls import Aten, Attribute, Call, Ref, Reference, positions
+from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.rules.axes import Axis, AxisMap, Bools
+from fxcompress.rules.flow import Flow
+from fxcompress.rules.values import Values
+
+
+class Shrink:
+    """Edits one graph module in place, given which slices of which axes are kept."""
+
+    def __init__(self, module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> None:
+        self.module = module
+        self.graph = module.graph
+        self.flow = flow
+        self.values = values
+        self._kept = kept
+        self._counts: dict[int, int] = {}
+        self._edited: dict[Reference, Tensor] = {}
+
+    @property
+    def map(self) -> AxisMap:
+        """The axes of every tensor."""
+        return self.flow.map
+
+    # -- asking --------------------------------------------------------------------------------------------
+    def axes(self, ref: Ref) -> tuple[Axis, ...]:
+        """The axes of a tensor, as before shrinking."""
+        return self.flow.axes(ref)
+
+    def kept(self, axis: Axis) -> Bools:
+        """Which slices of an axis are kept."""
+        root = axis.find()
+        found = self._kept.get(id(root))
+        return np.ones(root.size, dtype=np.bool_) if found is None else found
+
+    def count(self, axis: Axis) -> int:
+        """How many slices of an axis are kept."""
+        root = axis.find()
+        if id(root) not in self._counts:
+            self._counts[id(root)] = int(self.kept(root).sum())
+        return self._counts[id(root)]
+
+    def keeps_all(self, axis: Axis) -> bool:
+        """Whether nothing of an axis is removed."""
+        return self.count(axis) == axis.size
+
+    def changed(self, *refs: Ref) -> bool:
+        """Whether any of these tensors loses slices."""
+        return any(not self.keeps_all(axis) for ref in refs for axis in self.axes(ref))
+
+    def recall(self, node: fx.Node) -> Axis:
+        """The axis a rule remembered for ``node``."""
+        return self.flow.recall(node)
+
+    # -- literals and attributes ---------------------------------------------------------------------------
+    def set_args(self, call: Call, **changes: Any) -> None:
+        """Replace arguments of the call; a raised node becomes a function call, as its module cannot say them."""
+        node = call.node
+        if all(call.args.get(k) == v for k, v in changes.items()):
+            return
+        if node.op == "call_module" or node.target is ops.call:
+            self._lower(call, changes)
+            return
+        slots = positions(node.target)
+        args, kwargs = list(node.args), dict(node.kwargs)
+        for name, value in changes.items():
+            if name in kwargs or slots[name] >= len(args):
+                kwargs[name] = value
+            else:
+                args[slots[name]] = value
+        node.args, node.kwargs = tuple(args), kwargs
+
+    def _lower(self, call: Call, changes: dict[str, Any]) -> None:
+        def node_of(value: Any) -> Any:
+            if isinstance(value, Reference):
+                return self.attribute(call.node, value)
+            return value
+
+        bound = {k: node_of(v) for k, v in {**call.args, **changes}.items()}
+        call.node.op, call.node.target = "call_function", call.target
+        call.node.args, call.node.kwargs = (), bound
+        call.node.meta.pop("aten", None)
+
+    def attribute(self, before: fx.Node, name: str) -> fx.Node:
+        """A ``get_attr`` node in front of ``before``."""
+        with self.graph.inserting_before(before):
+            return self.graph.create_node("get_attr", str(name), (), {})
+
+    def attributes(self, call: Call, changes: dict[str, Any], **attributes: Any) -> None:
+        """Set attributes of the called module, or the arguments ``changes`` of a function call."""
+        if call.module is None:
+            self.set_args(call, **changes)
+            return
+        module = self.module.get_submodule(call.module)
+        if any(getattr(module, k) != v for k, v in attributes.items()):
+            for name, value in attributes.items():
+                setattr(module, name, value)
+            aten: Aten = call.node.meta["aten"]
+            call.node.meta["aten"] = Aten(aten.target, {**aten.args, **changes})
+
+    def unrestrict(self, call: Call) -> None:
+        """Turn a restricted normalization whose every kept channel counts back into the plain one."""
+        mask = call.get("mask")
+        if mask is None:
+            return
+        value = self.values.known(mask)
+        if value is None:
+            raise ValueError(f"{call.node}: the mask of a restricted normalization must be a buffer")
+        for dim, axis in enumerate(self.axes(mask)):
+            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(self.kept(axis))))
+        plain: tuple[str | None, Aten] = call.node.meta["unrestricted"]
+        if not bool((value != 0).all()):
+            return
+        module, aten = plain
+        node = call.node
+        source = node.args[0]
+        literals = {k: call.node.args[positions(node.target)[k]] for k in ("normalized_shape", "num_groups") if k in call.args}
+        if module is not None:
+            node.op, node.target, node.args, node.kwargs = "call_module", module, (source,), {}
+            node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
+            owner = self.module.get_submodule(module)
+            if "normalized_shape" in literals:
+                owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[arg-type,assignment]
+            else:
+                owner.num_groups = literals["num_groups"]  # type: ignore[assignment]
+                owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
+        else:
+            bound = {**aten.args, **literals}
+            for name in ("input", "weight", "bias"):
+                bound[name] = node.args[positions(node.target)[name]]
+            node.target, node.args, node.kwargs = aten.target, (), bound
+
+    def size(self, before: fx.Node, given: Any, axis: Axis) -> Any:
+        """A literal or computed size, scaled from the old size of ``axis`` to the kept one."""
+        old, new = axis.size, self.count(axis)
+        if old == new or given == -1:
+            return given
+        if isinstance(given, int):
+            return new
+        divisor = int(np.gcd(old, new))
+        with self.graph.inserting_before(before):
+            scaled = self.graph.call_function(operator.mul, (given, new // divisor))
+            return self.graph.call_function(operator.floordiv, (scaled, old // divisor))
+
+    def constant(self, before: fx.Node, value: Tensor) -> fx.Node:
+        """A new buffer holding ``value``, and a node that reads it."""
+        name = f"_index_{sum(1 for n, _ in self.module.named_buffers(recurse=False) if n.startswith('_index_'))}"
+        self.module.register_buffer(name, value, persistent=True)
+        return self.attribute(before, name)
+
+    def gather(self, call: Call, dim: int, index: Sequence[int] | np.ndarray[Any, Any]) -> None:
+        """Replace the call by ``index_select(self, dim, index)``."""
+        node = call.node
+        source = call.args["self"]
+        chosen = self.constant(node, torch.as_tensor(np.asarray(index), dtype=torch.int64))
+        node.op, node.target = "call_function", torch.ops.aten.index_select.default
+        node.args, node.kwargs = (source, dim, chosen), {}
+        node.meta.pop("aten", None)
+
+    # -- parameters ----------------------------------------------------------------------------------------
+    def value(self, ref: Any) -> Tensor | None:
+        """The current full-size value of a parameter, masks baked in, edits included."""
+        name = self.values.baked(ref)
+        if name is not None and name in self._edited:
+            return self._edited[name]
+        return self.values.known(ref)
+
+    def replace(self, ref: Any, value: Tensor) -> None:
+        """Give a parameter a new full-size value (it is sliced later)."""
+        name = self.values.baked(ref)
+        if name is None:
+            raise ValueError(f"{ref} is no plain parameter")
+        self._edited[name] = value
+
+    def edited(self, name: Reference) -> Tensor | None:
+        """The new full-size value of a parameter, if a rule gave one."""
+        return self._edited.get(name)
+
+    def add_to_bias(self, call: Call, added: Tensor | None) -> None:
+        """Add a float64 vector over all outputs (removed ones too) to the bias, made if there is none."""
+        if added is None:
+            return
+        bias = call.args["bias"]
+        if bias is not None:
+            value = self.value(bias)
+            if value is None:
+                raise ValueError(f"{call.node}: the bias is not a parameter")
+            self.replace(bias, (value.to(torch.float64) + added).to(value.dtype))
+            return
+        source = self.values.baked(call.args["weight"])
+        if source is None:
+            raise ValueError(f"{call.node}: the weight is not a parameter")
+        weight = get_tensor(self.module, source)
+        name = Reference(f"{source.rpartition('.')[0]}.bias".lstrip("."))
+        owner = self.module.get_submodule(name.rpartition(".")[0])
+        bias = nn.Parameter(added.to(weight.dtype).to(weight.device), requires_grad=weight.requires_grad)
+        owner.register_parameter("bias", bias)
+        self.map.of[name] = (self.axes(call.node)[self._channel_dim(call)],)
+        self._edited[name] = bias.detach()
+        if call.module is None:
+            self.set_args(call, bias=self.attribute(call.node, name))
+        else:
+            aten: Aten = call.node.meta["aten"]
+            call.node.meta["aten"] = Aten(aten.target, {**aten.args, "bias": Attribute("bias")})
+
+    def _channel_dim(self, call: Call) -> int:
+        rank = len(self.axes(call.node))
+        return rank - 1 if call.op == "linear" else rank - int(call.op[-2]) - 1

@@ -1,0 +1,157 @@
+"""Insert masks: multiply parameters, activations and normalization statistics by 0/1 buffers.
+
+    conv = self.conv(x)      →      weight = self.conv.weight * self.conv.weight_mask
+                                    conv = ops.call(self.conv, x, weight=weight)
+
+Law: the result is the model whose masked entries are zero. The masked parameter keeps its values and its name; the
+mask is a buffer ``<parameter>_mask`` of the same shape beside it, so it follows ``.to()`` and ``state_dict()``. Every
+read of a masked parameter goes through the mask, also through tied names and repeated calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress import ops
+from fxcompress.errors import PassError
+from fxcompress.graph.calls import Aten, Call, Reference, TensorInfo, call_of
+from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.graph.shapes import info
+
+
+def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
+    """Mask parameters of ``module`` in place.
+
+    Args:
+        masks: qualified parameter name → mask of the parameter's shape (or one that expands to it).
+    """
+    fresh: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        parameter = get_tensor(module, name)
+        full = mask.to(dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+        owner_name, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if f"{attribute}_mask" in owner._buffers:
+            owner.get_buffer(f"{attribute}_mask").copy_(full)
+            continue
+        owner.register_buffer(f"{attribute}_mask", full.clone())
+        fresh[name] = parameter
+    if fresh:
+        _multiply(module, fresh)
+    module.graph.lint()
+    module.recompile()
+
+
+def _multiply(module: CompiledModule, parameters: Mapping[str, Tensor]) -> None:
+    """Insert the mask-multiply nodes and lead every read through them."""
+    names = {id(tensor): name for name, tensor in parameters.items()}
+    products: dict[str, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            name = names.get(id(_tensor_or_none(module, str(node.target))))
+            if name is not None and not node.meta.get("mask_source"):
+                node.replace_all_uses_with(
+                    _product(module, products, name, node), delete_user_cb=lambda user: "masked_parameter" not in user.meta
+                )
+        elif node.op == "call_module":
+            _lower(module, node, names, products)
+        elif node.target is ops.call:
+            owner = str(node.args[0].target)
+            given = {a: _product(module, products, n, node) for a, n in _masked(module, owner, names).items()}
+            node.kwargs = {**node.kwargs, **given}
+    for node in list(module.graph.find_nodes(op="get_attr")):
+        if not node.users:
+            module.graph.erase_node(node)
+
+
+def _tensor_or_none(module: CompiledModule, name: str) -> object:
+    try:
+        return get_tensor(module, name)
+    except AttributeError:
+        return None
+
+
+def _masked(module: CompiledModule, path: str, names: Mapping[int, str]) -> dict[str, str]:
+    """Attribute of the leaf module at ``path`` → masked parameter it is."""
+    own = module.get_submodule(path)._parameters
+    return {a: names[id(p)] for a, p in own.items() if p is not None and id(p) in names}
+
+
+def _lower(module: CompiledModule, node: fx.Node, names: Mapping[int, str], products: dict[str, fx.Node]) -> None:
+    masked = _masked(module, str(node.target), names)
+    if not masked:
+        return
+    given = {a: _product(module, products, n, node) for a, n in masked.items()}
+    with module.graph.inserting_before(node):
+        owner = module.graph.create_node("get_attr", str(node.target), (), {})
+    node.op, node.target, node.args, node.kwargs = "call_function", ops.call, (owner, *node.args), given
+
+
+def _product(module: CompiledModule, products: dict[str, fx.Node], name: str, before: fx.Node) -> fx.Node:
+    """The node ``parameter * mask``, made in front of its first reader."""
+    if name not in products:
+        parameter = get_tensor(module, name)
+        facts = TensorInfo(tuple(parameter.shape), parameter.dtype, (False,) * parameter.dim())
+        with module.graph.inserting_before(before):
+            value = module.graph.create_node("get_attr", name, (), {})
+            mask = module.graph.create_node("get_attr", f"{name}_mask", (), {})
+            product = module.graph.call_function(torch.ops.aten.mul.Tensor, (value, mask))
+        value.meta.update(tensor=facts, mask_source=True)
+        mask.meta["tensor"] = facts
+        product.meta.update(tensor=facts, masked_parameter=name)
+        products[name] = product
+    return products[name]
+
+
+def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, dim: int, mask: Tensor) -> fx.Node:
+    """Multiply what ``user`` reads of ``source`` by ``mask`` (``[size of dim]``); returns the product node."""
+    facts = info(source)
+    if facts is None:
+        raise PassError(f"{source} yields no single tensor to mask")
+    shape = [1] * len(facts.shape)
+    shape[dim] = facts.shape[dim]
+    dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
+    count = sum(1 for name, _ in module.named_buffers(recurse=False) if name.startswith("_activation_mask"))
+    name = f"_activation_mask_{count}"
+    module.register_buffer(name, mask.to(dtype).reshape(shape))
+    with module.graph.inserting_before(user):
+        read = module.graph.create_node("get_attr", name, (), {})
+        product = module.graph.call_function(torch.ops.aten.mul.Tensor, (source, read))
+    read.meta["tensor"] = TensorInfo(tuple(shape), dtype, (False,) * len(shape))
+    product.meta.update(tensor=facts, activation_mask=name)
+    user.replace_input_with(source, product)
+    return product
+
+
+def restrict_statistics(module: CompiledModule, node: fx.Node, mask: Tensor) -> None:
+    """Make a LayerNorm or GroupNorm take its statistics over the kept entries (``mask`` 1) only.
+
+    ``mask`` has the normalized shape of a LayerNorm (or expands to it), ``[channels]`` of a GroupNorm.
+    """
+    call = call_of(node)
+    if call is None or call.op not in ("layer_norm", "group_norm"):
+        raise PassError(f"{node}: the statistics of {None if call is None else call.op} cannot be restricted")
+    like = next((get_tensor(module, r) for _, r in call.refs() if isinstance(r, Reference)), torch.ones(()))
+    holder: nn.Module = module if call.module is None else module.get_submodule(call.module)
+    attribute = "statistics_mask" if call.module is not None else f"_statistics_mask_{node.name}"
+    holder.register_buffer(attribute, mask.to(dtype=like.dtype, device=like.device))
+    name = attribute if call.module is None else f"{call.module}.{attribute}"
+    names = ("normalized_shape",) if call.op == "layer_norm" else ("num_groups",)
+    template = node.meta.get("aten", Aten(call.target, {**call.args}))
+    node.meta["unrestricted"] = (call.module, template)
+    args = [call.args["input"], Reference(name), *(call.args[n] for n in names)]
+    args += [call.args["weight"], call.args["bias"], call.args["eps"]]
+    node.args = tuple(_read(module, node, call, a) for a in args)
+    node.op, node.kwargs = "call_function", {}
+    node.target = ops.layer_norm if call.op == "layer_norm" else ops.group_norm
+    node.meta.pop("aten", None)
+
+
+def _read(module: CompiledModule, node: fx.Node, call: Call, value: object) -> object:
+    if isinstance(value, Reference):
+        with module.graph.inserting_before(node):
+            return module.graph.create_node("get_attr", str(value), (), {})
+    return value

@@ -1,0 +1,156 @@
+"""Shrink: remove the slices that need not be kept, physically.
+
+    conv1: Conv2d(3, 64)  →  Conv2d(3, 32);   view(x, [n, 64, -1])  →  view(x, [n, 32, -1])
+
+Law: every node of the result equals the kept block of its original value. Weights, biases, statistics, embeddings and
+buffers are sliced along every axis; masks are multiplied in; literal sizes and module attributes follow; what removed
+constant channels contributed goes into biases or one carrier channel (``rules.contraction``). The module is edited
+in place; its parameters become copies, so the model it was made from stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress import ops
+from fxcompress.graph.calls import Reference, TensorInfo, call_of
+from fxcompress.graph.module import CompiledModule, get_tensor, set_tensor
+from fxcompress.graph.shapes import info
+from fxcompress.rules import registry
+from fxcompress.rules.axes import Axis, Bools
+from fxcompress.rules.flow import Flow
+from fxcompress.rules.rewrite import Shrink
+from fxcompress.rules.values import Values
+
+
+def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> None:
+    """Remove everything ``kept`` leaves out of ``module``."""
+    editor = Shrink(module, flow, values, kept)
+    for node in list(module.graph.nodes):
+        call = call_of(node)
+        rule = None if call is None else registry.rule_for(call)
+        if call is None or rule is None or str(node) in flow.map.unruled.get(call.op, ()):
+            continue
+        refs = [ref for _, ref in call.refs() if ref in flow.map.of or isinstance(ref, Reference)]
+        several = [a for axes in flow.map.several.get(node, ()) for a in axes or ()]
+        outputs = [node] if node in flow.map.of else []
+        if editor.changed(*refs, *outputs) or not all(editor.keeps_all(a) for a in several) or call.get("mask"):
+            rule.shrink(call, editor)
+    _bake_masks(editor)
+    _slice_tensors(editor)
+    _update_shapes(editor)
+    _drop_unused(module)
+    module.graph.lint()
+    module.recompile()
+
+
+def _bake_masks(editor: Shrink) -> None:
+    """``weight * mask`` becomes the parameter itself; calls that were lowered for it become module calls again."""
+    graph = editor.graph
+    for node in list(graph.nodes):
+        name = node.meta.get("masked_parameter")
+        if name is not None:
+            reference = editor.flow.canonical(Reference(name))
+            if isinstance(reference, Reference) and editor.edited(reference) is None:
+                value = editor.values.known(node)
+                if value is None:
+                    raise ValueError(f"{node}: the masked parameter {name} has no known value")
+                editor.replace(reference, value)
+            node.replace_all_uses_with(editor.attribute(node, name))
+            graph.erase_node(node)
+        elif "activation_mask" in node.meta:
+            _drop_if_full(editor, node)
+    for node in list(graph.find_nodes(op="call_function", target=ops.call)):
+        owner, x = node.args
+        node.op, node.target, node.args, node.kwargs = "call_module", owner.target, (x,), {}
+    _erase_unread(graph)
+
+
+def _drop_if_full(editor: Shrink, node: fx.Node) -> None:
+    """An activation mask that keeps everything still there is no operation."""
+    name = node.meta["activation_mask"]
+    mask = get_tensor(editor.module, name)
+    if bool((_sliced(mask, editor.axes(Reference(name)), editor) != 0).all()):
+        source = node.args[0]
+        if not isinstance(source, fx.Node):
+            raise TypeError(f"{node}: an activation mask multiplies a node")
+        node.replace_all_uses_with(source)
+        editor.graph.erase_node(node)
+
+
+def _erase_unread(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _sliced(value: Tensor, axes: tuple[Axis, ...], editor: Shrink) -> Tensor:
+    for dim, axis in enumerate(axes):
+        if not editor.keeps_all(axis):
+            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(editor.kept(axis))).to(value.device))
+    return value
+
+
+def _slice_tensors(editor: Shrink) -> None:
+    """Replace every parameter and buffer by a copy of its kept block; tied ones stay tied."""
+    names: dict[int, list[str]] = defaultdict(list)
+    tensors: dict[int, Tensor] = {}
+    module = editor.module
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        names[id(tensor)].append(name)
+        tensors[id(tensor)] = tensor
+    for key, aliases in names.items():
+        old = tensors[key]
+        reference = editor.flow.canonical(Reference(aliases[0]))
+        edited = editor.edited(Reference(str(reference)))
+        value = old.detach() if edited is None else edited
+        new = _sliced(value, editor.axes(reference), editor)
+        new = new.clone() if new.data_ptr() == old.data_ptr() else new
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+        for name in aliases:
+            set_tensor(module, name, new)
+
+
+def _update_shapes(editor: Shrink) -> None:
+    for node in editor.graph.nodes:
+        facts = info(node)
+        if facts is not None and node in editor.map.of:
+            node.meta["tensor"] = _new_info(facts, editor.map.of[node], editor)
+        several = editor.map.several.get(node)
+        if several is not None:
+            node.meta["tensor"] = tuple(
+                t if a is None else _new_info(t, a, editor)
+                for t, a in zip(node.meta["tensor"], several, strict=False)
+            )
+
+
+def _new_info(old: TensorInfo, axes: tuple[Axis, ...], editor: Shrink) -> TensorInfo:
+    return TensorInfo(tuple(editor.count(a) for a in axes), old.dtype, old.dynamic)
+
+
+def _drop_unused(module: CompiledModule) -> None:
+    """Delete modules the graph does not call and tensors it does not read."""
+    graph = module.graph
+    called = {str(n.target) for n in graph.find_nodes(op="call_module")}
+    read = {str(n.target) for n in graph.find_nodes(op="get_attr")}
+    wanted = called | read
+    for name, owner in list(module.named_modules(remove_duplicate=False)):
+        if name in called or (name and name in read):
+            continue
+        for table in (owner._parameters, owner._buffers):
+            for attribute in [a for a in table if f"{name}.{a}".lstrip(".") not in wanted]:
+                del table[attribute]
+    ancestors = {""} | {path.rsplit(".", k)[0] for path in wanted for k in range(path.count(".") + 1)}
+    for name, _ in sorted(module.named_modules(remove_duplicate=False), key=lambda item: -item[0].count(".")):
+        if name and name not in ancestors:
+            parent, _, child = name.rpartition(".")
+            module.get_submodule(parent)._modules.pop(child, None)
+
+
+
