@@ -89,8 +89,8 @@ class Subject:
             return make_masks(self.model, self.pruning.masks)
         found: dict[str, dict[str, Tensor]] = {}
         for name, buffer in self.compiled.named_buffers(remove_duplicate=False):
-            if name.endswith("_mask"):
-                layer, _, attribute = name.removesuffix("_mask").rpartition(".")
+            layer, _, attribute = name.removesuffix("_mask").rpartition(".")
+            if name.endswith("_mask") and attribute in ("weight", "bias"):
                 found.setdefault(layer, {})[attribute] = buffer.detach()
         return found
 
@@ -340,10 +340,13 @@ def law_size(subject: Subject) -> None:
 
 
 def law_training(subject: Subject) -> None:
-    """Law 4: the small and the masked module train where the original does; names are the original's."""
+    """Law 4: the small and the masked module train where the original does; names are the original's.
+
+    Besides them there may be biases of layers that had none, and constants of the graph (`_index_0`).
+    """
     names = set(subject.model.state_dict())
     biases = {f"{layer}.bias" for layer in prunable(subject.model)}
-    new = set(subject.small.state_dict()) - names - biases
+    new = {name for name in subject.small.state_dict() if not name.startswith("_")} - names - biases
     assert not new, f"the small module's state dict has names the model had not: {sorted(new)}"
     untrained = _step(copy.deepcopy(subject.masked).train(), subject.inputs)
     if untrained is None:

@@ -30,8 +30,8 @@ MASKED = """
 def masked(model: nn.Module, compiled: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, mask in compiled.state_dict().items():
-        if name.endswith("_mask"):
-            owner, _, attribute = name.removesuffix("_mask").rpartition(".")
+        owner, _, attribute = name.removesuffix("_mask").rpartition(".")
+        if name.endswith("_mask") and attribute in ("weight", "bias"):
             layer = model.get_submodule(owner)
             setattr(layer, attribute, nn.Parameter(getattr(layer, attribute).detach() * mask))
     return model
