@@ -25,6 +25,7 @@ import fxcompress
 from benchmarks.results_file import write_json
 from benchmarks.subject import as_double, config_for, load_zoo, one_more, randomize, relative_error, scale_of
 from fxcompress.graph.cost import count_macs, count_parameters
+from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.precision import float64_copy
 
 EXACT64 = 1e-9
@@ -106,7 +107,7 @@ def _run(
         example = inputs()
     masked, batch_is_dynamic = _insert(row, model, example, settings)
     del model
-    small = _speed_up32(row, masked, example)
+    small: nn.Module = _speed_up32(row, masked, example)
     if not settings.train:
         small = nn.Identity()  # a big model's memory is needed now
     with _stage(row, "float64"), torch.no_grad():
@@ -122,7 +123,7 @@ def _run(
 
 def _insert(
     row: Row, model: nn.Module, example: tuple[Any, ...], settings: Settings
-) -> tuple[nn.Module, bool]:
+) -> tuple[CompiledModule, bool]:
     """Capture and mask the model; returns the masked module and whether its batch is dynamic."""
     with _stage(row, "count"):
         macs = count_macs(model, example).total
@@ -136,7 +137,7 @@ def _insert(
     return masked, captured.batch_is_dynamic
 
 
-def _speed_up32(row: Row, masked: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+def _speed_up32(row: Row, masked: CompiledModule, example: tuple[Any, ...]) -> nn.Module:
     """Speed up in the model's own precision: sizes, seconds and the float32 error come from here."""
     with _stage(row, "speedup"), torch.no_grad():
         small = fxcompress.speedup(masked, example, verify=False)
@@ -151,7 +152,9 @@ def _speed_up32(row: Row, masked: nn.Module, example: tuple[Any, ...]) -> nn.Mod
     return small
 
 
-def _check_float64(row: Row, masked: nn.Module, example: tuple[Any, ...], batch_is_dynamic: bool) -> None:
+def _check_float64(
+    row: Row, masked: CompiledModule, example: tuple[Any, ...], batch_is_dynamic: bool
+) -> None:
     expected = masked(*example)
     row.output_scale = scale_of(expected)
     other = one_more(example) if batch_is_dynamic else None
