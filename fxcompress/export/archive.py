@@ -29,7 +29,7 @@ from fxcompress.export.graphs import identifier, read_graph, write_graph
 from fxcompress.export.hierarchy import called_modules, check_name, read_modules, write_modules
 from fxcompress.export.tensors import place_tensors, read_tensors, write_table, write_tensors
 from fxcompress.export.values import Json, NotStorable, Reader, Writer, malformed
-from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.graph.module import CompiledModule, Scope, get_tensor
 
 FORMAT = "fxcompress"
 FORMAT_VERSION = 1
@@ -137,7 +137,8 @@ def _check_references(root: nn.Module, graph: fx.Graph) -> None:
     """Every attribute exists, and every called module is a layer of the file."""
     modules = dict(root.named_modules(remove_duplicate=False))
     for name, node in called_modules(graph).items():
-        if name not in modules or type(modules[name]).forward is nn.Module.forward:
+        module = modules.get(name)
+        if module is None or isinstance(module, Scope) or type(module).forward is nn.Module.forward:
             raise malformed(f"node {node.name}: module", name, None)
     for node in graph.find_nodes(op="get_attr"):
         name = check_name(node.target)

@@ -26,10 +26,14 @@ def write_graph(graph: fx.Graph, notes: list[str]) -> Json:
     Raises:
         ExportError: names the node that cannot be stored, why, and what to do.
     """
-    return {"nodes": [_write_node(node) for node in graph.nodes], "signature": _write_signature(graph, notes)}
+    writer = Writer(nodes=frozenset(node.name for node in graph.nodes))
+    return {
+        "nodes": [_write_node(node, writer) for node in graph.nodes],
+        "signature": _write_signature(graph, notes),
+    }
 
 
-def _write_node(node: fx.Node) -> Json:
+def _write_node(node: fx.Node, writer: Writer) -> Json:
     where = f"node {node.name}"
     if node.op == "call_function":
         target = function_name(node.target, where)
@@ -39,7 +43,6 @@ def _write_node(node: fx.Node) -> Json:
         )
     else:
         target = str(node.target)
-    writer = Writer()
     try:
         args, kwargs = writer.write(tuple(node.args)), writer.write(dict(node.kwargs))
     except NotStorable as error:
@@ -53,18 +56,18 @@ def _write_node(node: fx.Node) -> Json:
         "target": target,
         "args": args,
         "kwargs": kwargs,
-        "meta": _write_meta(node),
+        "meta": _write_meta(node, writer),
     }
 
 
-def _write_meta(node: fx.Node) -> Json:
+def _write_meta(node: fx.Node, writer: Writer) -> Json:
     """The facts later passes read; what belongs to this process only (traces, fake tensors) is left out."""
     kept = {}
     for key, value in node.meta.items():
         if key in _NOT_KEPT or not isinstance(key, str):
             continue
         try:
-            kept[key] = Writer().write(_named_classes(value) if key == "nn_module_stack" else value)
+            kept[key] = writer.write(_named_classes(value) if key == "nn_module_stack" else value)
         except NotStorable:
             continue
     return kept

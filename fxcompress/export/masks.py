@@ -55,7 +55,8 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
         content = path.read_bytes()
     except OSError as error:
         raise ExportError(f"cannot read the mask file {path}: {error.strerror}") from error
-    pickled = content[:2] == b"PK" or content[:1] == b"\x80"
+    # A safetensors file is a length of eight bytes, then JSON; torch.save writes a zip or a bare pickle.
+    pickled = content[8:9] != b"{" and (content[:2] == b"PK" or content[:1] == b"\x80")
     return _from_torch(path) if pickled else _from_safetensors(content, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from fxcompress.export.onnx import export_onnx
 from fxcompress.graph.module import CompiledModule
 
 _SUFFIX = "_mask"
+# Buffers that insert_masks adds beside the masks of parameters.
+_INSERTED = re.compile(r"_activation_mask_\d+$|_?statistics_mask")
 
 
 def export_model(
@@ -71,11 +74,13 @@ def masked_state_dict(module: nn.Module, masks: Masks) -> dict[str, Tensor]:
         owner, _, attribute = name.rpartition(".")
         parameter = module.get_submodule(owner).get_parameter(attribute)
         products[id(parameter)] = parameter.detach() * mask
-    state: dict[str, Tensor] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if (isinstance(value, Tensor) and name.removesuffix(_SUFFIX) not in by_name) or name in by_name:
-            state[name] = products.get(id(value), value.detach())
-    return state
+    return {
+        name: products.get(id(value), value.detach())
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+        and name not in mask_names
+        and not _INSERTED.match(name.rpartition(".")[2])
+    }
 
 
 def _join(layer: str, name: str) -> str:

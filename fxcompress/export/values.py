@@ -30,9 +30,11 @@ class NotStorable(Exception):
 
 @dataclass
 class Writer:
-    """Turns values into JSON. Tensors go to ``tensors`` when ``keep_tensors`` is set, else are refused."""
+    """Turns values into JSON. Tensors go to ``tensors`` if ``keep_tensors`` is set, else are refused; so are
+    nodes whose name is not among ``nodes``."""
 
     keep_tensors: bool = False
+    nodes: frozenset[str] = frozenset()
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def write(self, value: Any) -> Json:
@@ -63,12 +65,18 @@ class Writer:
         raise NotStorable(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
+def _write_node(writer: Writer, value: fx.Node) -> Json:
+    if value.name not in writer.nodes:
+        raise NotStorable(f"torch.fx.Node ({value.name}, of another graph)")
+    return value.name
+
+
 def _write_aten(writer: Writer, value: Aten) -> Json:
     return [function_name(value.target, "a captured call"), writer.write(dict(value.args))]
 
 
 _WRITERS: tuple[tuple[type, str, Callable[[Writer, Any], Json]], ...] = (
-    (fx.Node, "node", lambda _, v: v.name),
+    (fx.Node, "node", _write_node),
     (tuple, "tuple", lambda w, v: [w.write(x) for x in v]),
     (torch.Size, "size", lambda w, v: [w.write(x) for x in v]),
     (dict, "dict", lambda w, v: [[w.write(k), w.write(x)] for k, x in v.items()]),
