@@ -62,6 +62,8 @@ def _bake_masks(editor: Shrink) -> None:
                 editor.replace(reference, value)
             node.replace_all_uses_with(editor.attribute(node, name))
             graph.erase_node(node)
+            owner, _, attribute = f"{name}_mask".rpartition(".")
+            del editor.module.get_submodule(owner)._buffers[attribute]
         elif "activation_mask" in node.meta:
             _drop_if_full(editor, node)
     for node in list(graph.find_nodes(op="call_function", target=ops.call)):
@@ -142,6 +144,8 @@ def _drop_unused(module: CompiledModule) -> None:
     wanted = called | read
     for name, owner in list(module.named_modules(remove_duplicate=False)):
         if name in called or (name and name in read):
+            if f"{name}.statistics_mask" not in read:
+                owner._buffers.pop("statistics_mask", None)
             continue
         for table in (owner._parameters, owner._buffers):
             for attribute in [a for a in table if f"{name}.{a}".lstrip(".") not in wanted]:

@@ -38,6 +38,8 @@ class CompiledModule(fx.GraphModule):
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...]
     batch_is_dynamic: bool
+    report: Any
+    """What ``speedup`` changed (``fxcompress.report.Report``); ``None`` on any other module."""
 
     def __init__(self, root: nn.Module | Mapping[str, Any], graph: fx.Graph, class_name: str = "CompiledModule"):
         super().__init__(nn.Module(), fx.Graph(), class_name)
@@ -47,6 +49,7 @@ class CompiledModule(fx.GraphModule):
         self.example_inputs = ((), {})
         self.notes = ()
         self.batch_is_dynamic = False
+        self.report = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         root = nn.Module()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.graph.calls import Call, Reference
+from fxcompress.graph.calls import Call
 from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need, Weighted
 from fxcompress.rules.flow import Flow, is_tensor
@@ -183,4 +183,8 @@ def grouped(weight: Tensor, call: Call) -> Tensor:
     return weight.flatten(2).unflatten(0, (groups, -1))
 
 
-__all__ = ["Convolution", "Reference", "grouped"]
+def ungrouped(canonical: Tensor, call: Call, shape: torch.Size) -> Tensor:
+    """The inverse of ``grouped``."""
+    if _transposed(call):
+        canonical = canonical.transpose(1, 2)
+    return canonical.flatten(0, 1).reshape(shape)

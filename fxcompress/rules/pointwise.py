@@ -39,7 +39,9 @@ class Pointwise(Rule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         info = flow.info(call.node)
-        operands = [flow.read(ref) for ref in tensor_operands(call)]
+        # A mask product stands for its parameter: only what reads the product counts as a reader.
+        read = flow.axes if "masked_parameter" in call.node.meta else flow.read
+        operands = [read(ref) for ref in tensor_operands(call)]
         flow.set(call.node, [self._axis(flow, operands, i - len(info.shape), info) for i in range(len(info.shape))])
 
     def _axis(self, flow: Flow, operands: list[tuple[Axis, ...]], back: int, info: Any) -> Axis:

@@ -1,0 +1,157 @@
+"""``compile`` and ``speedup``: the two calls most users make."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fxcompress.config import known_pruners, parse, select, targets_of_model
+from fxcompress.config.settings import PruningSettings
+from fxcompress.errors import ConfigError, SpeedupError
+from fxcompress.export.masks import check_masks, load_masks
+from fxcompress.graph.calls import Reference
+from fxcompress.graph.capture import capture
+from fxcompress.graph.inputs import as_inputs
+from fxcompress.graph.module import CompiledModule
+from fxcompress.passes.axes import analyze_axes
+from fxcompress.passes.insert_masks import insert_masks
+from fxcompress.passes.propagate import live_slices, propagate_constants
+from fxcompress.passes.shrink import shrink
+from fxcompress.passes.verify import check_graph, verify as verify_pair
+from fxcompress.pruning import PRUNERS
+from fxcompress.pruning.masks import get_masks, qualified
+from fxcompress.report import make_report
+from fxcompress.rules.axes import Bools
+from fxcompress.rules.flow import Flow
+
+
+def compile(
+    model: nn.Module,
+    config_list: list[dict[str, Any]],
+    example_inputs: Any = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    dependency_aware: bool = True,
+) -> CompiledModule:
+    """Capture ``model`` and insert what ``config_list`` asks for.
+
+    Args:
+        model: any ``nn.Module``. Its class, code and mode are left alone; parameters are shared, so an
+            optimizer that holds them trains the compiled model too.
+        config_list: entries applied in order, later ones winning key by key, e.g.
+            ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
+            first layers when omitted (``.notes`` says which).
+        data: batches for algorithms that need them; the ones available so far rank weights alone and read none.
+        loss_fn: ``loss_fn(output, batch)`` for algorithms that need gradients; likewise.
+        dependency_aware: choose coupled channels together, so that ``speedup`` can remove everything masked.
+            ``False`` masks each layer on its own.
+
+    Returns:
+        An ``fx.GraphModule`` that trains, evaluates and saves like the model. Masks are buffers
+        (``<layer>.weight_mask``) multiplied in by nodes of its graph.
+
+    Raises:
+        ConfigError: before any work, naming the entry, the key, what was expected and what was given.
+        CaptureError: naming the line of the model that cannot be captured.
+    """
+    if isinstance(model, nn.Module) and not isinstance(dependency_aware, bool):
+        raise ConfigError(f"dependency_aware: expected True or False, got {dependency_aware!r}")
+    selection = select(parse(config_list), targets_of_model(model), known_pruners(), captured=False)
+    if selection.quantization or selection.deferred:
+        name = next(iter(selection.quantization), None) or selection.deferred[0].value
+        raise ConfigError(
+            f"quantization of {name!r}: this version prunes only; remove the quantization keys from the config list"
+        )
+    module = capture(model, example_inputs)
+    by_pruner: dict[str, dict[str, PruningSettings]] = defaultdict(dict)
+    for name, settings in selection.pruning.items():
+        by_pruner[settings.pruner][name] = settings
+    for pruner, chosen in by_pruner.items():
+        PRUNERS[pruner].apply(module, chosen, dependency_aware=dependency_aware)
+    return module
+
+
+def speedup(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    masks: Mapping[str, Mapping[str, Tensor]] | str | os.PathLike[str] | None = None,
+    verify: bool = True,
+    round_to: int | None = None,
+) -> CompiledModule:
+    """Remove masked channels physically; the result computes what the masked model computes.
+
+    Args:
+        model: a compiled model, or any model together with ``masks``.
+        example_inputs: as for ``compile``; those of the compiled model by default.
+        masks: ``{layer: {"weight": mask, "bias": mask}}`` or a mask file, applied on top of the model's own.
+        verify: lint and re-infer the small graph, and compare both models in float64 on the example inputs.
+        round_to: keep a multiple of this many channels where channels are removed.
+
+    Returns:
+        A smaller ``CompiledModule`` with its own parameters and a ``.report``.
+
+    Raises:
+        SpeedupError: if masks do not fit the model, or verification finds a difference.
+    """
+    if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
+        raise SpeedupError(f"round_to: expected a positive number of channels, got {round_to!r}")
+    masked = model if isinstance(model, CompiledModule) else capture(model, example_inputs)
+    if example_inputs is not None:
+        masked = masked.fork()
+        masked.example_inputs = as_inputs(example_inputs)
+    if masks is not None:
+        masked = _with_masks(masked, masks)
+    small = masked.fork()
+    flow = analyze_axes(small)
+    values = propagate_constants(small, flow)
+    kept = live_slices(flow, values, round_to=round_to)
+    stayed = _stayed(masked, flow, kept)
+    shrink(small, flow, values, kept)
+    if verify:
+        check_graph(small, ("propagate", "shrink"))
+        verify_pair(masked, small, masked.example_inputs)
+    small.train(masked.training)
+    small.report = make_report(masked, small, masked.example_inputs, stayed, masked.notes)
+    return small
+
+
+def _with_masks(
+    module: CompiledModule, masks: Mapping[str, Mapping[str, Tensor]] | str | os.PathLike[str]
+) -> CompiledModule:
+    given = load_masks(masks) if isinstance(masks, (str, os.PathLike)) else masks
+    check_masks(given, module)
+    twin = module.fork()
+    insert_masks(twin, qualified(given))
+    return twin
+
+
+def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[tuple[str, str]]:
+    """Masked whole slices that were not removed, by layer, with the reason; then operators without a rule."""
+    rows: list[tuple[str, str]] = []
+    for layer, entries in get_masks(masked).items():
+        name = Reference(f"{layer}.weight" if layer else "weight")
+        mask = entries.get("weight")
+        axes = flow.map.of.get(flow.canonical(name)) if mask is not None else None
+        if mask is None or axes is None:
+            continue
+        for dim, axis in enumerate(axes[:2]):
+            empty = (mask.movedim(dim, 0).reshape(axis.size, -1) == 0).all(1).cpu().numpy()
+            still = kept.get(id(axis.find()), np.ones(axis.size, dtype=np.bool_)) & empty
+            if still.any():
+                obstacle = axis.find().frozen
+                why = "other layers need these channels" if obstacle is None else f"{obstacle.reason} ({obstacle.node})"
+                rows.append((layer, f"{int(still.sum())} of {int(empty.sum())} masked channels stay: {why}"))
+    for op, nodes in flow.map.unruled.items():
+        rows.append((nodes[0], f"no rule for operator {op!r} ({len(nodes)} calls): channels around it stay"))
+    return rows
+
+
+__all__ = ["compile", "speedup"]

@@ -1,0 +1,140 @@
+"""How many units each layer loses, and which."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxcompress.pruning.layers import Layer, keep_lowest_out
+from fxcompress.pruning.units import Units
+from fxcompress.rules.axes import Bools
+from fxcompress.rules.flow import Flow
+
+
+def normalized(scores: Tensor) -> Tensor:
+    """Scores over their mean, so that layers of different scale can be compared and summed."""
+    mean = scores.mean()
+    return scores / mean if bool(mean > 0) else scores
+
+
+def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor]) -> tuple[Bools, list[str]]:
+    """The units to prune (``bool[units]``), and notes on layers that cannot lose channels.
+
+    A unit is eligible if no operator needs it whole and every layer that makes it is selected. Units made by the
+    same layers are ranked together by the sum of these layers' scores; of ``n`` such units ``floor(s · n)`` go,
+    ``s`` being the smallest sparsity of these layers.
+    """
+    number = len(units.fixed)
+    total = np.zeros(number)
+    makers: list[list[int]] = [[] for _ in range(number)]
+    for index, (layer, score) in enumerate(zip(layers, scores, strict=True)):
+        labels = units.of(layer.outputs)
+        np.add.at(total, labels, score.double().cpu().numpy())
+        for unit in np.unique(labels).tolist():
+            makers[unit].append(index)
+    foreign = _foreign_makers(flow, units, layers)
+    classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for unit, who in enumerate(makers):
+        if who:
+            classes[tuple(who)].append(unit)
+    pruned = np.zeros(number, dtype=np.bool_)
+    notes: dict[int, str] = {}
+    for who, members in classes.items():
+        eligible = [u for u in members if not units.fixed[u] and u not in foreign]
+        if not eligible:
+            why = next((foreign[u] for u in members if u in foreign), None)
+            why = why or next((units.causes[u] for u in members if u in units.causes), "its channels are all needed")
+            for index in who:
+                notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
+            continue
+        wanted = _share(who, layers, len(members))
+        ranked = torch.from_numpy(total[eligible])
+        gone = ~keep_lowest_out(ranked, min(wanted, len(eligible))).numpy()
+        pruned[np.asarray(eligible)[gone]] = True
+    _choose_totals(units, layers, total, foreign, pruned)
+    touched = {i for unit in np.flatnonzero(pruned).tolist() for i in makers[unit]}
+    return pruned, [note for index, note in sorted(notes.items()) if index not in touched]
+
+
+def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
+    given = [layers[i].settings.sparsity for i in who]
+    known = [s for s in given if s is not None]
+    return math.floor(min(known) * count) if len(known) == len(given) else 0
+
+
+def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
+    """Units made by a layer that the config does not select → which."""
+    selected = {id(layer.outputs.find()) for layer in layers}
+    chosen = {str(layer.call.node) for layer in layers}
+    weights = {flow.canonical(layer.call.args["weight"]) for layer in layers}
+    foreign: dict[int, str] = {}
+    for contraction in flow.map.contractions:
+        call, outer = contraction.call, contraction.outer
+        if outer is None or str(call.node) in chosen or id(outer.find()) not in units.labels:
+            continue
+        weight = call.get("weight")
+        if isinstance(weight, str) and flow.canonical(weight) in weights:  # type: ignore[arg-type]
+            continue
+        for unit in np.unique(units.of(outer)).tolist():
+            name = call.module or str(call.node)
+            foreign.setdefault(unit, f"its channels are tied to those of {name!r}, which the config does not select")
+    del selected
+    return foreign
+
+
+def _choose_totals(
+    units: Units, layers: list[Layer], total: np.ndarray, foreign: dict[int, str], pruned: Bools
+) -> None:
+    """Rank the eligible units of all layers of one ``total_sparsity`` entry together."""
+    entries: dict[int, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        if layer.settings.total_sparsity is not None:
+            entries[layer.settings.sources["total_sparsity"]].append(layer)
+    for group in entries.values():
+        budget = sum(layer.weight_count for layer in group) * (group[0].settings.total_sparsity or 0.0)
+        share: dict[int, float] = defaultdict(float)
+        room: list[tuple[np.ndarray, float]] = []
+        for layer in group:
+            labels = units.of(layer.outputs)
+            for unit in labels.tolist():
+                share[unit] += layer.weight_count / len(labels)
+            most = layer.settings.max_sparsity_per_layer
+            room.append((labels, math.floor((1.0 if most is None else most) * len(labels))))
+        candidates = [u for u in share if not units.fixed[u] and u not in foreign]
+        makers: dict[int, int] = defaultdict(int)
+        for labels, _ in room:
+            for unit in np.unique(labels).tolist():
+                makers[unit] += 1
+        left = [min(int(most), len(labels) - 1) for labels, most in room]
+        for unit in sorted(candidates, key=lambda u: (total[u] / makers[u], u)):
+            rows = [int((labels == unit).sum()) for labels, _ in room]
+            fits = all(n <= k for n, k in zip(rows, left, strict=True))
+            if share[unit] > budget or not fits:
+                continue
+            budget -= share[unit]
+            left = [k - n for n, k in zip(rows, left, strict=True)]
+            pruned[unit] = True
+
+
+def choose_global(
+    scores: list[Tensor], weights: list[int], total: float, most: float | None
+) -> list[Tensor]:
+    """Per layer the filters kept (bool) when all filters are ranked together.
+
+    ``weights`` is the number of weights per filter; filters go, lowest score first, while at most ``total`` of all
+    weights are masked and no layer loses more than ``most`` of its filters (nor its last one).
+    """
+    kept = [torch.ones(len(s), dtype=torch.bool) for s in scores]
+    left = [min(math.floor((1.0 if most is None else most) * len(s)), len(s) - 1) for s in scores]
+    budget = total * sum(len(s) * w for s, w in zip(scores, weights, strict=True))
+    ranked = sorted((float(v), i, k) for i, s in enumerate(scores) for k, v in enumerate(s.tolist()))
+    for _, layer, row in ranked:
+        if left[layer] > 0 and weights[layer] <= budget:
+            kept[layer][row] = False
+            left[layer] -= 1
+            budget -= weights[layer]
+    return kept

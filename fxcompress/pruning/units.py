@@ -1,0 +1,98 @@
+"""Which channels stand or fall together.
+
+Slices linked by the relations of ``rules.axes`` form *units*: the channels added to each other in a residual block,
+what BatchNorm and depthwise convolutions pass through, the same channel of every group of a grouped convolution.
+A product axis is divided along its longest factor. Masks that cover whole units are removed completely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxcompress.rules.axes import Axis, Bools, Ints, Link, Product
+from fxcompress.rules.flow import Flow
+
+
+@dataclass(frozen=True)
+class Units:
+    """``label`` gives each slice of each axis its unit; ``fixed[unit]`` says that something needs it whole."""
+
+    labels: dict[int, Ints]
+    fixed: Bools
+    causes: dict[int, str]
+
+    def of(self, axis: Axis) -> Ints:
+        """The unit of each slice of ``axis``."""
+        return self.labels[id(axis.find())]
+
+
+def find_units(flow: Flow) -> Units:
+    """Group all slices of all axes into units (connected components, vectorized)."""
+    axes = [a for a in flow.map.roots() if not a.dynamic]
+    offsets = dict(zip((id(a) for a in axes), np.cumsum([0, *(a.size for a in axes)])[:-1].tolist(), strict=True))
+    total = sum(a.size for a in axes)
+    left: list[Ints] = []
+    right: list[Ints] = []
+    fixed_axes = [(a, np.arange(a.size)) for a in axes if a.frozen is not None]
+    fixed_axes += [(a, needed) for a in axes for needed in a.needed]
+    for relation in flow.map.relations:
+        if isinstance(relation, Link):
+            pair = _link_edges(relation, offsets)
+        else:
+            pair = _product_edges(relation, offsets)
+            if pair is None and not relation.whole.find().dynamic:
+                fixed_axes.append((relation.whole.find(), np.arange(relation.whole.size)))
+        if pair is not None:
+            left.append(pair[0])
+            right.append(pair[1])
+    label = components(total, _concatenated(left), _concatenated(right))
+    names, unit = np.unique(label, return_inverse=True)
+    fixed = np.zeros(len(names), dtype=np.bool_)
+    causes: dict[int, str] = {}
+    for axis, slices in fixed_axes:
+        units = unit[offsets[id(axis)] + slices]
+        fixed[units] = True
+        if axis.frozen is not None:
+            for u in units.tolist():
+                causes.setdefault(u, f"{axis.frozen.reason} ({axis.frozen.node})")
+    labels = {id(a): unit[offsets[id(a)] : offsets[id(a)] + a.size] for a in axes}
+    return Units(labels, fixed, causes)
+
+
+def _concatenated(parts: list[Ints]) -> Ints:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _link_edges(link: Link, offsets: dict[int, int]) -> tuple[Ints, Ints] | None:
+    a, b = id(link.a.find()), id(link.b.find())
+    return (offsets[a] + link.ia, offsets[b] + link.ib) if a in offsets and b in offsets else None
+
+
+def _product_edges(product: Product, offsets: dict[int, int]) -> tuple[Ints, Ints] | None:
+    """Tie each slice of the whole to its slice of the longest factor that may lose slices."""
+    whole = product.whole.find()
+    factors = [f.find() for f in product.factors]
+    free = [i for i, f in enumerate(factors) if f.frozen is None and not f.dynamic]
+    if not free or id(whole) not in offsets:
+        return None
+    active = max(free, key=lambda i: factors[i].size)
+    index = np.indices([f.size for f in factors])[active].reshape(-1)
+    return offsets[id(whole)] + np.arange(whole.size), offsets[id(factors[active])] + index
+
+
+def components(size: int, left: Ints, right: Ints) -> Ints:
+    """Connected components of an edge list: the least member of each node's component."""
+    label = np.arange(size)
+    while True:
+        low = np.minimum(label[left], label[right])
+        new = label.copy()
+        np.minimum.at(new, label[left], low)
+        np.minimum.at(new, label[right], low)
+        new = np.minimum(new, new[new])
+        while not np.array_equal(new, new[new]):
+            new = new[new]
+        if np.array_equal(new, label):
+            return label
+        label = new
