@@ -143,8 +143,10 @@ def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[
         if mask is None or axes is None:
             continue
         for dim, axis in enumerate(axes[:2]):
-            empty = (mask.movedim(dim, 0).reshape(axis.size, -1) == 0).all(1).cpu().numpy()
-            still = kept.get(id(axis.find()), np.ones(axis.size, dtype=np.bool_)) & empty
+            here = kept.get(id(axis.find()), np.ones(axis.size, dtype=np.bool_))
+            others = [d for d in range(mask.dim()) if d != dim]
+            empty = (mask.amax(others) if others else mask).eq(0).cpu().numpy()
+            still = here & empty
             if still.any():
                 obstacle = axis.find().frozen
                 why = "other layers need these channels" if obstacle is None else f"{obstacle.reason} ({obstacle.node})"

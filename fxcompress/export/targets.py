@@ -85,7 +85,7 @@ def _aten(name: str) -> torch._ops.OpOverload | None:
     """The dispatcher's operator ``aten.<name>.<overload>``, unless it reads or writes files."""
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")
-    if namespace != "aten" or not (base.isidentifier() and overload.isidentifier()) or base.startswith("__"):
+    if namespace != "aten" or not (base.isidentifier() and overload.isidentifier()):
         return None
     registered = f"aten::{base}" if overload == "default" else f"aten::{base}.{overload}"
     if registered not in _dispatched():

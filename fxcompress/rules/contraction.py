@@ -15,6 +15,7 @@ Weights are seen as ``[groups, out, in, taps]``.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,18 +57,22 @@ class Weighted:
     editable: bool
     """Whether this call may change its weight and bias (they belong to no other call)."""
 
-    def reads(self) -> Tensor:
-        """Boolean ``[groups, out, in]``: a weight that is not zero."""
-        return (self.weight != 0).any(-1)
+    @functools.cached_property
+    def reads(self) -> Bools | None:
+        """``[groups, out, in]``: a weight that is not zero; ``None`` if none is."""
+        if int(torch.count_nonzero(self.weight)) == self.weight.numel():
+            return None
+        nonzero: Bools = (self.weight != 0).cpu().numpy()
+        found: Bools = nonzero[..., 0] if nonzero.shape[-1] == 1 else nonzero.any(-1)
+        return None if found.all() else found
 
     def need(self) -> Need:
         """Which inputs must stay for which outputs."""
         groups, _, inputs, _ = self.weight.shape
-        reads = self.reads().numpy()
         inner = np.ones(groups * inputs, dtype=np.bool_)
         if self.constants is not None:
             inner = ~self._droppable().numpy()
-        return Need(inner, None if bool(reads.all()) else reads)
+        return Need(inner, self.reads)
 
     def _droppable(self) -> Tensor:
         if self.constants is None:
@@ -92,30 +97,36 @@ class Weighted:
 
     def outputs(self, bias: Tensor | None) -> Tensor | None:
         """Constants of the output channels: all inputs they read are constant and contribute uniformly."""
+        if self.constants is None and self.reads is None:
+            return None
         groups, out, inputs, _ = self.weight.shape
         steady = torch.zeros(groups, 1, inputs, dtype=torch.bool)
-        values = torch.zeros(groups, 1, inputs, dtype=torch.float64)
+        given = torch.zeros(groups * inputs, dtype=torch.float64)
         if self.constants is not None:
-            known = self.constants.view(groups, 1, inputs)
-            steady = ~known.isnan() if self.uniform else known == 0
-            values = torch.where(steady, known, 0.0)
-        reads = self.reads()
-        constant = ~(reads & ~steady).any(-1)
-        if not bool(constant.any()):
+            known = ~self.constants.isnan() if self.uniform else self.constants == 0
+            steady = known.view(groups, 1, inputs)
+            given = torch.where(known, self.constants, 0.0)
+        unsteady = ~steady.expand(groups, out, inputs).numpy()
+        constant = ~(unsteady if self.reads is None else self.reads & unsteady).any(-1).reshape(-1)
+        if not constant.any():
             return None
-        result = (self.weight.sum(-1, dtype=torch.float64) * values).sum(-1).reshape(groups * out)
+        result = self._contribution(given) if bool((given != 0).any()) else torch.zeros(groups * out).double()
         if bias is not None:
             result = result + bias.to(torch.float64)
-        return torch.where(constant.reshape(-1), result, torch.nan)
+        return torch.where(torch.from_numpy(constant), result, torch.nan)
+
+    def _contribution(self, given: Tensor) -> Tensor:
+        """``Σ_i W[:, i] · given_i`` over all taps, float64 ``[groups · out]``; only non-zero inputs are read."""
+        groups, out, inputs, _ = self.weight.shape
+        values = given.view(groups, inputs)
+        columns = (values != 0).any(0).nonzero().flatten()
+        taps = self.weight.index_select(2, columns).to(torch.float64).sum(-1)
+        return torch.einsum("goi,gi->go", taps, values.index_select(1, columns)).reshape(groups * out)
 
     def folded(self, removed: Tensor) -> Tensor | None:
         """What the removed channels add to each output (float64 ``[groups · out]``); ``None`` if nothing."""
         given = self._given(removed)
-        if given is None:
-            return None
-        groups, out, inputs, _ = self.weight.shape
-        values = given.view(groups, 1, inputs)
-        return (self.weight.sum(-1, dtype=torch.float64) * values).sum(-1).reshape(groups * out)
+        return None if given is None else self._contribution(given)
 
     def carried(self, removed: Tensor) -> tuple[int, Tensor] | None:
         """The carrier and what is added to its weight (float64 ``[1, out, taps]``) for the removed channels."""

@@ -91,6 +91,9 @@ class Convolution(Rule):
 
     # -- values --------------------------------------------------------------------------------------------
     def _weighted(self, call: Call, values: Values) -> Weighted | None:
+        return values.once(call.node, lambda: self._make_weighted(call, values))
+
+    def _make_weighted(self, call: Call, values: Values) -> Weighted | None:
         weight = values.known(call.args["weight"])
         if weight is None:
             return None

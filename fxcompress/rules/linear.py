@@ -37,6 +37,9 @@ class Linear(Rule):
         flow.set(call.node, (*x[:-1], weight[0]))
 
     def _weighted(self, call: Call, values: Values) -> Weighted | None:
+        return values.once(call.node, lambda: self._make_weighted(call, values))
+
+    def _make_weighted(self, call: Call, values: Values) -> Weighted | None:
         weight = values.known(call.args["weight"])
         if weight is None:
             return None

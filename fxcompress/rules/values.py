@@ -8,7 +8,7 @@ dimension, with NaN where the slice is not constant.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,8 @@ from fxcompress.graph.calls import Call, Ref, Reference
 from fxcompress.graph.module import get_tensor
 from fxcompress.graph.shapes import element_info
 from fxcompress.rules.axes import AxisMap
+
+T = TypeVar("T")
 
 
 class Values:
@@ -29,6 +31,7 @@ class Values:
         self._known: dict[fx.Node, Tensor] = {}
         self._slices: dict[tuple[Ref, int], Tensor | None] = {}
         self._several: dict[tuple[fx.Node, int, int], Tensor] = {}
+        self._once: dict[fx.Node, Any] = {}
 
     # -- asking --------------------------------------------------------------------------------------------
     def known(self, ref: Any) -> Tensor | None:
@@ -83,6 +86,12 @@ class Values:
         """Whether every given parameter is read by one call only, so that this call may change it."""
         names = [self.canonical(p) for p in parameters if isinstance(p, Reference)]
         return all(self.map.uses.get(str(name), 0) <= 1 for name in names)
+
+    def once(self, node: fx.Node, make: Callable[[], T]) -> T:
+        """``make()``, computed once per node (when the constants of its operands are known)."""
+        if node not in self._once:
+            self._once[node] = make()
+        return self._once[node]  # type: ignore[no-any-return]
 
     # -- answering -----------------------------------------------------------------------------------------
     def set(self, node: fx.Node, dim: int, constants: Tensor | None, index: int | None = None) -> None:
