@@ -16,6 +16,7 @@ from fxcompress.export.files import replacing
 from fxcompress.export.masks import Masks, save_masks
 from fxcompress.export.onnx import export_onnx
 from fxcompress.graph.module import CompiledModule
+from fxcompress.pruning.masks import get_masks
 
 _SUFFIX = "_mask"
 # Buffers that insert_masks adds beside the masks of parameters.
@@ -42,7 +43,7 @@ def export_model(
     Raises:
         ExportError: if masks are asked for and there are none, or the ONNX model disagrees.
     """
-    masks = masks_of(module)
+    masks = get_masks(module)
     if mask_path is not None and not masks:
         raise ExportError("mask_path was given but the model has no masks; compile it with a sparsity first")
     example = None if input_shape is None or onnx_path is None else _example(module, input_shape)
@@ -52,17 +53,6 @@ def export_model(
         save_masks(masks, mask_path)
     if onnx_path is not None:
         export_onnx(module, onnx_path, example)
-
-
-def masks_of(module: nn.Module) -> Masks:
-    """``{layer: {parameter: mask}}`` of every buffer ``<parameter>_mask`` beside its parameter."""
-    masks: Masks = {}
-    for layer, owner in module.named_modules():
-        for name, buffer in owner._buffers.items():
-            parameter = name.removesuffix(_SUFFIX)
-            if buffer is not None and name != parameter and owner._parameters.get(parameter) is not None:
-                masks.setdefault(layer, {})[parameter] = buffer
-    return masks
 
 
 def masked_state_dict(module: nn.Module, masks: Masks) -> dict[str, Tensor]:

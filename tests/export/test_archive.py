@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -275,3 +276,45 @@ def test_torchvision_models_round_trip(name: str, tmp_path: Path) -> None:
     assert list(loaded.state_dict()) == list(model.state_dict())
     weights = sum(t.numel() * t.element_size() for t in saved.state_dict().values())
     assert (tmp_path / "a").stat().st_size < 1.02 * weights + 1_000_000
+
+
+class Pair(NamedTuple):
+    """A tuple-like output."""
+
+    left: Tensor
+    right: Tensor
+
+
+class Named(nn.Module):
+    """Returns a named tuple."""
+
+    def forward(self, x: Tensor) -> Pair:
+        return Pair(x + 1, x * 2)
+
+
+@dataclass
+class Fields:
+    """A dataclass output."""
+
+    left: Tensor
+    right: Tensor
+
+
+class Structured(nn.Module):
+    """Returns a dataclass inside a list."""
+
+    def forward(self, x: Tensor) -> list[Fields]:
+        return [Fields(x + 1, x * 2)]
+
+
+def test_output_classes_of_the_model_become_tuples_and_dicts_with_a_note(tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    save(capture(Named(), x), tmp_path / "a")
+    loaded = load(tmp_path / "a")
+    assert equal(loaded(x), (x + 1, x * 2))
+    assert any("Pair" in note and "tuple" in note for note in loaded.notes)
+    pytree.register_dataclass(Fields, serialized_type_name="tests.Fields")
+    save(capture(Structured(), x), tmp_path / "a")
+    loaded = load(tmp_path / "a")
+    assert equal(loaded(x), [{"left": x + 1, "right": x * 2}])
+    assert any("Fields" in note and "dict" in note for note in loaded.notes)

@@ -60,9 +60,9 @@ def test_float64_agrees_more_closely_where_onnxruntime_has_kernels(tmp_path: Pat
     report = export_onnx(model, tmp_path / "m.onnx", torch.randn(3, 4).double())
     assert report.max_relative_difference is not None
     assert report.max_relative_difference <= 1e-12
-    model, inputs = build("float64")
+    convolutions, inputs = build("float64")
     with pytest.raises(ExportError, match=r"onnxruntime cannot run n.onnx.*Conv.*\nExport in float32"):
-        export_onnx(model, tmp_path / "n.onnx", inputs)
+        export_onnx(convolutions, tmp_path / "n.onnx", inputs)
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
