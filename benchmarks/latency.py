@@ -56,11 +56,11 @@ class Comparison:
 
 def resnet50(zoo: Path) -> nn.Module:
     """Return torchvision's ResNet-50 with random weights and statistics, in eval mode."""
-    for name, build, _ in load_zoo(zoo).cases(("tv",)):
+    for name, build, inputs in load_zoo(zoo).cases(("tv",)):
         if name == "tv/resnet50":
             torch.manual_seed(0)
             model: nn.Module = build()
-            randomize(model, 0)
+            randomize(model, 0, inputs())
             return model
     raise LookupError("the zoo has no model named 'tv/resnet50'")
 

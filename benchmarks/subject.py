@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from fxcompress.graph.cost import layer_of
 
@@ -25,19 +26,16 @@ def load_zoo(folder: Path) -> Any:
     return module
 
 
-def randomize(model: nn.Module, seed: int) -> None:
+def randomize(model: nn.Module, seed: int, inputs: tuple[Any, ...]) -> None:
     """Give every statistic, bias, affine parameter and layer scale a value that hides no mistake.
 
-    Running means ~ N(0, 0.2), running variances ~ U(0.5, 1.5), biases ~ N(0, 0.2); other vectors (affine
-    weights, layer scales) ~ U(0.5, 1.5), one in ten negative; other constant tensors ~ N(0, 0.05).
+    Biases ~ N(0, 0.2); other vectors (affine weights, layer scales) ~ U(0.5, 1.5), one in ten negative; other
+    constant tensors ~ N(0, 0.05). Running statistics are those of ``inputs``, disturbed: mean + N(0, 0.2)
+    standard deviations, variance * U(0.5, 1.5). Arbitrary ones would let the signal of a deep network fade
+    until its output is a constant, which any wrong model reproduces.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                _fill_normal(buffer, 0.2, generator)
-            elif name.endswith("running_var"):
-                _fill_uniform(buffer, 0.5, 1.5, generator)
         for name, parameter in model.named_parameters():
             if parameter.numel() == max(parameter.shape, default=1):
                 if name.endswith("bias"):
@@ -49,6 +47,27 @@ def randomize(model: nn.Module, seed: int) -> None:
                     )
             elif bool((parameter == parameter.flatten()[0]).all()):
                 _fill_normal(parameter, 0.05, generator)
+        norms = [
+            module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)
+        ]
+        hooks = [norm.register_forward_pre_hook(partial(_set_statistics, generator)) for norm in norms]
+        try:
+            model(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _set_statistics(generator: torch.Generator, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Set running statistics from the input ``(batch, channels, ...)`` that is about to be normalized."""
+    mean, var = norm.running_mean, norm.running_var
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+        return
+    channels = inputs[0].transpose(0, 1).flatten(1)
+    spread = channels.var(1, correction=0)
+    spread = spread.clamp_min(0.25 * inputs[0].var(correction=0).item() + 1e-12)
+    mean.copy_(channels.mean(1) + 0.2 * spread.sqrt() * torch.randn(mean.shape, generator=generator))
+    var.copy_(spread * (0.5 + torch.rand(var.shape, generator=generator)))
 
 
 def _fill_normal(tensor: Tensor, std: float, generator: torch.Generator) -> None:
@@ -114,16 +133,20 @@ def as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return cast
 
 
+def mirrored(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Flip every tensor along its last axis."""
+    flipped: tuple[Any, ...] = tree_map_only(Tensor, lambda t: t.flip(-1) if t.ndim > 1 else t, inputs)
+    return flipped
+
+
 def one_more(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Append to every tensor's batch (axis 0) its first example, mirrored along the last axis."""
-
-    def extend(tensor: Tensor) -> Tensor:
-        return (
-            torch.cat([tensor, tensor[:1].flip(-1)]) if tensor.ndim > 1 else torch.cat([tensor, tensor[:1]])
-        )
-
-    extended: tuple[Any, ...] = tree_map_only(Tensor, extend, inputs)
+    """Append to every tensor's batch (axis 0) its first example, mirrored."""
+    extended: tuple[Any, ...] = tree_map(_appended, inputs, mirrored(inputs))
     return extended
+
+
+def _appended(value: Any, other: Any) -> Any:
+    return torch.cat([value, other[:1]]) if isinstance(value, Tensor) and value.ndim else value
 
 
 def relative_error(expected: Any, got: Any) -> float:
@@ -151,7 +174,7 @@ def _leaf_error(expected: Any, got: Any) -> float:
     return difference / scale if scale else difference
 
 
-def scale_of(outputs: Any) -> float:
-    """Return the largest magnitude among floating outputs (a check that they say something)."""
-    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return max((leaf.abs().max().item() for leaf in leaves if leaf.numel()), default=0.0)
+def sensitivity(outputs: Any) -> float:
+    """Return how much the first and the last example's outputs differ, relative to the largest magnitude."""
+    leaves = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.is_floating_point() and y.ndim]
+    return max((_leaf_error(y[0], y[-1]) for y in leaves), default=0.0)
