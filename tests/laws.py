@@ -52,7 +52,8 @@ class LawFailure(AssertionError):
         self.cause = cause
         kind = "" if isinstance(cause, AssertionError) else f"{type(cause).__name__}: "
         self.summary = f"{law}: {kind}{cause}"
-        super().__init__(script(subject.network, subject.pruning, self.summary))
+        single = law == law_exact_single.__name__
+        super().__init__(script(subject.network, subject.pruning, self.summary, single=single))
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Subject:
     @cached_property
     def small(self) -> fx.GraphModule:
         if self.pruning.masks:
-            return fxcompress.speedup(self.model, self.inputs, masks=self.masks, verify=False)
-        return fxcompress.speedup(self.compiled, self.inputs, verify=False)
+            return fxcompress.speedup(self.model, self.inputs, masks=self.masks)
+        return fxcompress.speedup(self.compiled, self.inputs)
 
     @property
     def prunes(self) -> bool:
@@ -331,7 +332,7 @@ def law_size(subject: Subject) -> None:
     assert after <= before, f"parameters grew from {before} to {after}"
     before, after = count_flops(subject.model, subject.inputs), count_flops(subject.small, subject.inputs)
     assert after <= before, f"FLOPs grew from {before} to {after}"
-    again = fxcompress.speedup(subject.small, subject.inputs, verify=False)
+    again = fxcompress.speedup(subject.small, subject.inputs)
     shapes = [{name: tuple(p.shape) for name, p in m.named_parameters()} for m in (subject.small, again)]
     changed = {name: (shapes[0].get(name), shapes[1].get(name)) for name in shapes[0] | shapes[1]}
     changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
@@ -351,7 +352,7 @@ def law_training(subject: Subject) -> None:
     try:
         untrained = _step(copy.deepcopy(subject.masked).train(), subject.inputs)
     except (ValueError, RuntimeError):
-        # The original cannot train on this: one value per channel in a norm, a write into what backward needs.
+        # The original cannot train: one value per channel in a norm, a write into what backward needs.
         return
     for label, module in (("small", subject.small), ("compiled", subject.compiled)):
         twin = copy.deepcopy(module).train()

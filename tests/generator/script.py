@@ -48,14 +48,14 @@ config = {config}
 compiled = fxcompress.compile(model, config, inputs, dependency_aware={aware})
 print("compiled graph:", compiled.code)
 print("compiled against masked eager model:", error(compiled(*inputs), masked(model, compiled)(*inputs)))
-small = fxcompress.speedup(compiled, inputs, verify=False)
+small = fxcompress.speedup(compiled, inputs)
 print("small against compiled:", error(small(*inputs), compiled(*inputs)))
 """
 
 MASKS = """\
 plan = {plan}
 masks = make_masks(model, plan)
-small = fxcompress.speedup(model, inputs, masks=masks, verify=False)
+small = fxcompress.speedup(model, inputs, masks=masks)
 oracle = copy.deepcopy(model)
 for name, tensors in masks.items():
     layer = oracle.get_submodule(name)
@@ -71,8 +71,8 @@ print("state dict:", {name: tuple(t.shape) for name, t in small.state_dict().ite
 """
 
 
-def script(network: Network, pruning: Pruning, remark: str = "") -> str:
-    """The file's text; `remark` (what is wrong) becomes its first comment lines."""
+def script(network: Network, pruning: Pruning, remark: str = "", *, single: bool = False) -> str:
+    """The file's text; `remark` (what is wrong) becomes its first comment lines; `single` means float32."""
     comment = textwrap.indent(
         remark.strip() or "what capture, compile and speedup make of this network", "# "
     )
@@ -92,6 +92,8 @@ def script(network: Network, pruning: Pruning, remark: str = "") -> str:
         "\n".join(inputs),
         "\n)\n",
     ]
+    if single:
+        parts.append("model, inputs = model.float(), tuple(x.float() for x in inputs)\n")
     parts.append("captured = fxcompress.capture(model, inputs)\n")
     parts.append('print("captured against eager:", error(captured(*inputs), model(*inputs)))\n')
     if pruning.config:
