@@ -22,7 +22,7 @@ from fxcompress.passes.axes import analyze_axes
 from fxcompress.passes.insert_masks import insert_masks
 from fxcompress.passes.propagate import live_slices, propagate_constants
 from fxcompress.passes.shrink import shrink
-from fxcompress.passes.verify import check_graph, verify as verify_pair
+from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance, verify as verify_pair
 from fxcompress.pruning import PRUNERS
 from fxcompress.pruning.masks import get_masks, qualified
 from fxcompress.report import make_report
@@ -114,10 +114,10 @@ def speedup(
     values = propagate_constants(small, flow)
     kept = live_slices(flow, values, round_to=round_to)
     stayed = _stayed(masked, flow, kept)
-    shrink(small, flow, values, kept)
+    folded = shrink(small, flow, values, kept)
     if verify:
         check_graph(small, ("propagate", "shrink"))
-        verify_pair(masked, small, masked.example_inputs)
+        verify_pair(masked, small, masked.example_inputs, tolerance=tolerance(masked) if folded else TOLERANCE)
     small.train(masked.training)
     small.report = make_report(masked, small, masked.example_inputs, stayed, masked.notes)
     return small

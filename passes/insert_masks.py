@@ -28,26 +28,40 @@ def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
     Args:
         masks: qualified parameter name → mask of the parameter's shape (or one that expands to it).
     """
-    fresh: dict[str, Tensor] = {}
+    fresh: dict[int, str] = {}
+    known = _existing(module)
     for name, mask in masks.items():
         parameter = get_tensor(module, name)
         full = mask.to(dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
-        owner_name, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(owner_name)
-        if f"{attribute}_mask" in owner._buffers:
-            owner.get_buffer(f"{attribute}_mask").copy_(full)
-            continue
-        owner.register_buffer(f"{attribute}_mask", full.clone())
-        fresh[name] = parameter
+        existing = known.get(id(parameter))
+        if existing is None:
+            owner_name, _, attribute = name.rpartition(".")
+            known[id(parameter)] = full.clone()
+            module.get_submodule(owner_name).register_buffer(f"{attribute}_mask", known[id(parameter)])
+            fresh[id(parameter)] = name
+        elif id(parameter) in fresh:
+            existing.mul_(full)  # another name of a tied parameter: both masks hold
+        else:
+            existing.copy_(full)
     if fresh:
         _multiply(module, fresh)
     module.graph.lint()
     module.recompile()
 
 
-def _multiply(module: CompiledModule, parameters: Mapping[str, Tensor]) -> None:
-    """Insert the mask-multiply nodes and lead every read through them."""
-    names = {id(tensor): name for name, tensor in parameters.items()}
+def _existing(module: CompiledModule) -> dict[int, Tensor]:
+    """The masks parameters have already, by identity of the parameter (whichever its names)."""
+    found: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for attribute, parameter in owner._parameters.items():
+            mask = owner._buffers.get(f"{attribute}_mask")
+            if parameter is not None and mask is not None:
+                found[id(parameter)] = mask
+    return found
+
+
+def _multiply(module: CompiledModule, names: Mapping[int, str]) -> None:
+    """Insert the mask-multiply nodes and lead every read through them (``names`` by tensor identity)."""
     products: dict[str, fx.Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr":

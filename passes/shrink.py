@@ -27,8 +27,11 @@ from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
-def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> None:
-    """Remove everything ``kept`` leaves out of ``module``."""
+def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> bool:
+    """Remove everything ``kept`` leaves out of ``module``.
+
+    Returns whether constants were folded into parameters, which rounds them to the parameters' dtype once more.
+    """
     editor = Shrink(module, flow, values, kept)
     for node in list(module.graph.nodes):
         call = call_of(node)
@@ -46,6 +49,7 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
     _drop_unused(module)
     module.graph.lint()
     module.recompile()
+    return editor.folded
 
 
 def _bake_masks(editor: Shrink) -> None:
@@ -55,11 +59,10 @@ def _bake_masks(editor: Shrink) -> None:
         name = node.meta.get("masked_parameter")
         if name is not None:
             reference = editor.flow.canonical(Reference(name))
-            if isinstance(reference, Reference) and editor.edited(reference) is None:
-                value = editor.values.known(node)
-                if value is None:
-                    raise ValueError(f"{node}: the masked parameter {name} has no known value")
-                editor.replace(reference, value)
+            value = editor.values.known(node)
+            if value is None or not isinstance(reference, Reference):
+                raise ValueError(f"{node}: the masked parameter {name} has no known value")
+            editor.bake(reference, value)
             node.replace_all_uses_with(editor.attribute(node, name))
             graph.erase_node(node)
             owner, _, attribute = f"{name}_mask".rpartition(".")
@@ -122,6 +125,9 @@ def _slice_tensors(editor: Shrink) -> None:
 def _update_shapes(editor: Shrink) -> None:
     for node in editor.graph.nodes:
         facts = info(node)
+        if node.op == "get_attr" and facts is not None:
+            shape = tuple(get_tensor(editor.module, str(node.target)).shape)
+            node.meta["tensor"] = TensorInfo(shape, facts.dtype, (False,) * len(shape))
         if facts is not None and node in editor.map.of:
             node.meta["tensor"] = _new_info(facts, editor.map.of[node], editor)
         several = editor.map.several.get(node)

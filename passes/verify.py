@@ -23,6 +23,12 @@ TOLERANCE = 1e-9
 """Relative to the output's largest magnitude, in float64."""
 
 
+def tolerance(module: CompiledModule) -> float:
+    """What rounding a folded bias to the parameters' dtype may cost: 100 units in the last place of the coarsest."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return max([TOLERANCE, *(100 * torch.finfo(d).eps for d in dtypes if d != torch.float64)])
+
+
 def check_graph(module: CompiledModule, passes: tuple[str, ...] = ()) -> None:
     """Lint the graph and re-infer every shape and dtype from the example inputs, without computing.
 
@@ -104,4 +110,4 @@ def verify(before: CompiledModule, after: CompiledModule, inputs: Inputs, *, tol
     return difference
 
 
-__all__ = ["TOLERANCE", "check_graph", "graph_lines", "verify"]
+__all__ = ["TOLERANCE", "check_graph", "graph_lines", "tolerance", "verify"]

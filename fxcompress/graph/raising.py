@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress import ops
 from fxcompress.graph.calls import Activation, Aten, Attribute, base_name, bind
@@ -47,6 +48,10 @@ def watch_leaf_calls(model: nn.Module) -> Iterator[LeafCalls]:
         if module._modules or not name:
             continue
         hooks.append(module.register_forward_pre_hook(_recorder(calls, name), with_kwargs=True))
+        if isinstance(module, _DropoutNd) and type(module) is not nn.Dropout:
+            module.forward = _marked_dropout(calls, name)
+            patched.append(module)
+            continue
         if type(module).__module__.startswith("torch.nn.") or next(module.parameters(), None) is not None:
             continue
         if "forward" in module.__dict__:
@@ -80,6 +85,16 @@ def _marking(calls: LeafCalls, name: str, forward: Callable[..., Any]) -> Callab
     return marked
 
 
+def _marked_dropout(calls: LeafCalls, name: str) -> Callable[..., Any]:
+    """Dropouts over channels and alpha dropout leave no operator behind in eval mode: leave one."""
+
+    def marked(x: Tensor) -> Tensor:
+        calls.identities.add(name)
+        return torch.dropout(x, 0.0, False)
+
+    return marked
+
+
 def raise_leaf_modules(graph: fx.Graph, model: nn.Module, calls: LeafCalls) -> list[str]:
     """Replace single-operator leaf-module calls by ``call_module`` nodes; returns notes (none so far)."""
     by_call: dict[str, list[fx.Node]] = defaultdict(list)
@@ -95,7 +110,7 @@ def raise_leaf_modules(graph: fx.Graph, model: nn.Module, calls: LeafCalls) -> l
         module = _submodule(model, path)
         if module is None or not _is_leaf(module, path, calls) or not _was_plain(calls, path, key):
             continue
-        _raise(graph, nodes[0], path, module)
+        _raise(graph, nodes[0], path, model)
     return []
 
 
@@ -132,16 +147,17 @@ def _was_plain(calls: LeafCalls, path: str, key: str) -> bool:
     return index < len(plain) and plain[index]
 
 
-def _raise(graph: fx.Graph, node: fx.Node, path: str, module: nn.Module) -> None:
+def _raise(graph: fx.Graph, node: fx.Node, path: str, model: nn.Module) -> None:
+    module = model.get_submodule(path)
     own = {id(t): n for n, t in [*module.named_parameters(), *module.named_buffers()]}
-    owners = {f"{path}.{n}": n for n in own.values()}
     activations: list[fx.Node] = []
 
     def template(value: Any) -> Any:
         if not isinstance(value, fx.Node):
             return value
-        if value.op == "get_attr" and value.target in owners:
-            return Attribute(owners[str(value.target)])
+        attribute = own.get(id(_tensor(model, str(value.target)))) if value.op == "get_attr" else None
+        if attribute is not None:
+            return Attribute(attribute)
         activations.append(value)
         return Activation()
 
@@ -157,6 +173,15 @@ def _raise(graph: fx.Graph, node: fx.Node, path: str, module: nn.Module) -> None
     for attribute in used:
         if not attribute.users:
             graph.erase_node(attribute)
+
+
+def _tensor(model: nn.Module, name: str) -> object:
+    """The tensor ``name`` of the model, whatever name a tied one goes by."""
+    owner, _, attribute = name.rpartition(".")
+    try:
+        return getattr(model.get_submodule(owner), attribute, None)
+    except AttributeError:
+        return None
 
 
 def _holds_node(values: Any) -> bool:

@@ -7,12 +7,16 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxcompress.pruning.layers import Layer, keep_lowest_out
 from fxcompress.pruning.units import Units
-from fxcompress.rules.axes import Bools
+from fxcompress.rules.axes import Bools, Ints
 from fxcompress.rules.flow import Flow
+
+
+Floats = NDArray[np.float64]
 
 
 def normalized(scores: Tensor) -> Tensor:
@@ -24,9 +28,9 @@ def normalized(scores: Tensor) -> Tensor:
 def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor]) -> tuple[Bools, list[str]]:
     """The units to prune (``bool[units]``), and notes on layers that cannot lose channels.
 
-    A unit is eligible if no operator needs it whole and every layer that makes it is selected. Units made by the
-    same layers are ranked together by the sum of these layers' scores; of ``n`` such units ``floor(s · n)`` go,
-    ``s`` being the smallest sparsity of these layers.
+    A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible units made
+    by the same layers are ranked together by the sum of these layers' scores; of ``n`` of them ``floor(s · n)`` go,
+    ``s`` being the smallest sparsity of these layers. No axis loses its last slice.
     """
     number = len(units.fixed)
     total = np.zeros(number)
@@ -42,6 +46,7 @@ def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Ten
         if who:
             classes[tuple(who)].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
+    tables = _Tables(units)
     notes: dict[int, str] = {}
     for who, members in classes.items():
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
@@ -51,13 +56,41 @@ def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Ten
             for index in who:
                 notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
             continue
-        wanted = _share(who, layers, len(members))
-        ranked = torch.from_numpy(total[eligible])
-        gone = ~keep_lowest_out(ranked, min(wanted, len(eligible))).numpy()
-        pruned[np.asarray(eligible)[gone]] = True
+        _prune_lowest(tables, np.asarray(eligible), total, _share(who, layers, len(eligible)), pruned)
     _choose_totals(units, layers, total, foreign, pruned)
     touched = {i for unit in np.flatnonzero(pruned).tolist() for i in makers[unit]}
     return pruned, [note for index, note in sorted(notes.items()) if index not in touched]
+
+
+class _Tables:
+    """Which units every axis consists of, to see to it that no axis loses its last slice."""
+
+    def __init__(self, units: Units) -> None:
+        self._units = [np.unique(labels) for labels in units.labels.values()]
+        self._of: dict[int, list[int]] = defaultdict(list)
+        for index, members in enumerate(self._units):
+            for unit in members.tolist():
+                self._of[unit].append(index)
+
+    def emptied(self, pruned: Bools, candidates: Ints) -> Ints:
+        """For each axis that would lose all its slices, its units (one array after the other)."""
+        axes = {index for unit in candidates.tolist() for index in self._of[unit]}
+        empty = [self._units[i] for i in sorted(axes) if pruned[self._units[i]].all()]
+        return empty[0] if empty else np.zeros(0, dtype=np.int64)
+
+
+def _prune_lowest(tables: _Tables, eligible: Ints, total: Floats, count: int, pruned: Bools) -> None:
+    """Prune the ``count`` lowest-scoring eligible units, sparing the best of any axis that would vanish."""
+    while len(eligible):
+        gone = eligible[~keep_lowest_out(torch.from_numpy(total[eligible]), min(count, len(eligible))).numpy()]
+        trial = pruned.copy()
+        trial[gone] = True
+        vanishing = tables.emptied(trial, gone)
+        own = vanishing[np.isin(vanishing, gone)]
+        if not len(own):
+            pruned[:] = trial
+            return
+        eligible = eligible[eligible != own[int(total[own].argmax())]]
 
 
 def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
@@ -68,7 +101,6 @@ def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
 
 def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
     """Units made by a layer that the config does not select → which."""
-    selected = {id(layer.outputs.find()) for layer in layers}
     chosen = {str(layer.call.node) for layer in layers}
     weights = {flow.canonical(layer.call.args["weight"]) for layer in layers}
     foreign: dict[int, str] = {}
@@ -82,12 +114,11 @@ def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, 
         for unit in np.unique(units.of(outer)).tolist():
             name = call.module or str(call.node)
             foreign.setdefault(unit, f"its channels are tied to those of {name!r}, which the config does not select")
-    del selected
     return foreign
 
 
 def _choose_totals(
-    units: Units, layers: list[Layer], total: np.ndarray, foreign: dict[int, str], pruned: Bools
+    units: Units, layers: list[Layer], total: Floats, foreign: dict[int, str], pruned: Bools
 ) -> None:
     """Rank the eligible units of all layers of one ``total_sparsity`` entry together."""
     entries: dict[int, list[Layer]] = defaultdict(list)
@@ -97,7 +128,7 @@ def _choose_totals(
     for group in entries.values():
         budget = sum(layer.weight_count for layer in group) * (group[0].settings.total_sparsity or 0.0)
         share: dict[int, float] = defaultdict(float)
-        room: list[tuple[np.ndarray, float]] = []
+        room: list[tuple[Ints, float]] = []
         for layer in group:
             labels = units.of(layer.outputs)
             for unit in labels.tolist():

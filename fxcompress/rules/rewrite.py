@@ -29,6 +29,7 @@ class Shrink:
         self._kept = kept
         self._counts: dict[int, int] = {}
         self._edited: dict[Reference, Tensor] = {}
+        self.folded = False
 
     @property
     def map(self) -> AxisMap:
@@ -180,10 +181,15 @@ class Shrink:
 
     def replace(self, ref: Any, value: Tensor) -> None:
         """Give a parameter a new full-size value (it is sliced later)."""
+        self.folded = True
         name = self.values.baked(ref)
         if name is None:
             raise ValueError(f"{ref} is no plain parameter")
         self._edited[name] = value
+
+    def bake(self, name: Reference, value: Tensor) -> None:
+        """Let a parameter take its masked value, unless a rule has edited it from that value already."""
+        self._edited.setdefault(name, value)
 
     def edited(self, name: Reference) -> Tensor | None:
         """The new full-size value of a parameter, if a rule gave one."""
@@ -210,6 +216,7 @@ class Shrink:
         owner.register_parameter("bias", bias)
         self.map.of[name] = (self.axes(call.node)[self._channel_dim(call)],)
         self._edited[name] = bias.detach()
+        self.folded = True
         if call.module is None:
             self.set_args(call, bias=self.attribute(call.node, name))
         else:
