@@ -173,17 +173,20 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         with steps.one("measure accuracy and latency"):
             result = _measure(options, digits, dense, small)
     console.print(result.table())
-    console.print(
-        f"\nBefore: {epochs} epochs of training. After: {tuning} more under masks, then the masked channels are "
-        "removed; the small model computes what the masked one computes (compared in float64, relative 1e-9).\n"
-        f"{options.out / 'small.pt2'} (read by fxcompress.load) and {options.out / 'small.onnx'} hold it.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    for line in _closing_lines(options.out, epochs, tuning):
+        console.print(line, soft_wrap=True)
     if options.json is not None:
         with replacing(options.json) as temporary:
             temporary.write_text(result.to_json(), encoding="utf-8")
     return result
+
+
+def _closing_lines(out: Path, epochs: int, tuning: int) -> tuple[str, ...]:
+    return (
+        f"\nBefore: {epochs} epochs of training. After: {tuning} more under masks, then masked channels removed.",
+        "The small model computes what the masked one computes (compared in float64, relative 1e-9).",
+        f"It is in {out / 'small.pt2'} (read by fxcompress.load) and {out / 'small.onnx'}.",
+    )
 
 
 def _part(digits: Digits, count: int) -> Digits:
