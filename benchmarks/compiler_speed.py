@@ -143,9 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"), help="folder with zoo.py")
     parser.add_argument("--quick", action="store_true", help="the small ones only")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more only on cores of your own")
     parser.add_argument("--json", type=Path, default=RESULTS / "compiler_speed.json")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
     console = Console(width=110, highlight=False)
     timings = []
     for name, build, images in subjects(options.zoo, options.quick):

@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="more only on cores of your own")
     parser.add_argument("--json", type=Path, default=RESULTS / "latency.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -103,14 +103,17 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -> Row:
-    """Run one model in a fresh interpreter; a crash or a missed time limit becomes the row's obstacle."""
+    """Run one model in a fresh interpreter; a crash or a missed time limit becomes the row's obstacle.
+
+    One thread: float64 grouped convolutions start a parallel region per group, a hundred times slower when
+    the cores are shared. Use ``--jobs`` for more cores.
+    """
     asked = {
         "zoo": str(options.zoo.resolve()),
         "name": name,
         "memory_gib": options.memory_limit,
         "settings": asdict(settings),
     }
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "row.json"
         command = [sys.executable, "-m", "benchmarks.zoo_case", json.dumps(asked), str(result)]
@@ -118,7 +121,7 @@ def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -
             done = subprocess.run(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
                 timeout=options.time_limit,
                 capture_output=True,
                 text=True,
@@ -229,8 +232,8 @@ def _share(value: float | None) -> str:
 class Record:
     """The rows of one result file, written after every model."""
 
-    def __init__(self, path: Path, settings: Settings, fresh: bool) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: Settings, fresh: bool, jobs: int = 1) -> None:
+        self.path, self.settings, self.jobs = path, settings, jobs
         old = {} if fresh else read_json(path)
         kept = old.get("rows", []) if old.get("settings") == asdict(settings) else []
         self.rows = {row.name: row for row in map(row_from, kept)}
@@ -242,7 +245,7 @@ class Record:
             self.path,
             {
                 "benchmark": "zoo",
-                "machine": machine_facts(),
+                "machine": machine_facts() | {"threads": 1, "jobs": self.jobs},
                 "settings": asdict(self.settings),
                 "summary": summarize(rows),
                 "rows": [asdict(row) for row in rows],
@@ -257,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     patterns = [*options.only, *(CLASSIFICATION_CONVNETS if options.classification_convnets else ())]
     sets = ["tv"] if options.classification_convnets and not options.only else options.sets
     names = select((name for name, _, _ in load_zoo(options.zoo).cases(tuple(sets))), patterns)
-    record = Record(options.json, settings, options.fresh)
+    record = Record(options.json, settings, options.fresh, options.jobs)
     done = {name for name, row in record.rows.items() if row.exact or not options.retry}
     todo = [name for name in names if name not in done]
     console = Console(width=max(140, Console().width), highlight=False)
