@@ -14,4 +14,4 @@ types:
 	mypy
 
 test:
-	OMP_NUM_THREADS=1 python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 python -m pytest -n 2

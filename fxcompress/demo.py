@@ -183,7 +183,7 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
 
 def _closing_lines(out: Path, epochs: int, tuning: int) -> tuple[str, ...]:
     return (
-        f"\nBefore: {epochs} epochs of training. After: {tuning} more under masks, then masked channels removed.",
+        f"\nBefore: {epochs} epochs. After: {tuning} more under masks, then masked channels are removed.",
         "The small model computes what the masked one computes (compared in float64, relative 1e-9).",
         f"It is in {out / 'small.pt2'} (read by fxcompress.load) and {out / 'small.onnx'}.",
     )

@@ -1,0 +1,125 @@
+"""Every fenced block of README.md and docs/ that is code runs, in order, in an empty folder.
+
+```python     run in one namespace per file; a ```text block right below it is what it prints
+```console    every line ``$ fxcompress …`` runs and succeeds
+```bash       set-up commands, which CI itself runs (see ``.ci/run``): not repeated here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "console", "text", "bash", ""}
+SETUP = ("pip install '.[demo]' && fxcompress demo", "pip install -e '.[dev]' && make check")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``prints`` is the text block right below a Python block."""
+
+    language: str
+    code: str
+    line: int
+    prints: str | None = None
+
+
+def blocks(text: str) -> Iterator[Block]:
+    found = list(_FENCE.finditer(text))
+    for match, following in zip(found, [*found[1:], None], strict=True):
+        prints = None
+        if (
+            following is not None
+            and following[1] == "text"
+            and not text[match.end() : following.start()].strip()
+        ):
+            prints = following[2]
+        yield Block(match[1], match[2], text.count("\n", 0, match.start()) + 2, prints)
+
+
+def run_python(block: Block, namespace: dict[str, Any], file: Path) -> None:
+    """Execute the block; tracebacks show the line of the document."""
+    printed = io.StringIO()
+    code = compile("\n" * (block.line - 1) + block.code, str(file), "exec")
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    if block.prints is not None:
+        got = [line.rstrip() for line in printed.getvalue().strip().splitlines()]
+        assert got == [line.rstrip() for line in block.prints.strip().splitlines()], (
+            f"{file.name}:{block.line}"
+        )
+
+
+def run_console(block: Block) -> None:
+    folder = Path(sys.executable).parent
+    for line in block.code.splitlines():
+        if line.startswith("$ "):
+            program, *arguments = shlex.split(line[2:])
+            assert program == "fxcompress", f"line {block.line}: {line}"
+            done = subprocess.run([folder / program, *arguments], capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_empty_folder")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_block_runs(file: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(file.read_text(encoding="utf-8")):
+        assert block.language in LANGUAGES, f"{file.name}:{block.line}: nothing runs ```{block.language}"
+        if block.language == "python":
+            run_python(block, namespace, file)
+        elif block.language == "console":
+            run_console(block)
+
+
+def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line for b in blocks(readme) if b.language == "bash" for line in b.code.splitlines() if line]
+    assert commands == list(SETUP)
+    ci, check = ((ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("run", "check"))
+    assert "pip install -q --progress-bar off -e '.[dev]'" in ci
+    assert ci.rstrip().endswith("exec .ci/check")
+    assert "\ncheck:\n\t@.ci/check\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for tool in ("ruff check .", "ruff format --check", "mypy", "python -m pytest"):
+        assert f"step {tool}" in check
+    assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in ("run", "check"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_relative_links_lead_somewhere(file: Path) -> None:
+    for target in _LINK.findall(_FENCE.sub("", file.read_text(encoding="utf-8"))):
+        if "://" not in target:
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_a_block_that_prints_something_else_is_noticed() -> None:
+    (block, _) = blocks("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match=r"here.md:2"):
+        run_python(block, {}, Path("here.md"))
