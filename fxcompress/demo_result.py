@@ -1,7 +1,7 @@
 """What ``fxcompress demo`` found: two models side by side, as a table and as JSON.
 
-Accuracies are fractions of the test images, file sizes bytes, latencies seconds per batch on one thread. A ratio
-of latencies is the median over rounds in which both models ran, so a busy machine moves it little.
+Accuracies are fractions of the test images, file sizes bytes, latencies seconds per batch on one thread. A
+ratio of latencies is the median over rounds in which both models ran, so a busy machine moves it little.
 """
 
 from __future__ import annotations
