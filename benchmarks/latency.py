@@ -114,7 +114,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
     return step

@@ -192,7 +192,7 @@ def _trains(row: Row, small: nn.Module, example: tuple[Any, ...]) -> bool:
     for _ in range(3):
         optimizer.zero_grad()
         loss = _loss(small(*example))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         bad = [name for name, p in parameters.items() if p.grad is None or not bool(p.grad.isfinite().all())]
         if bad or not bool(loss.isfinite()):
             row.obstacle = row.obstacle or f"train: no finite gradient for {bad[0] if bad else 'the loss'}"

@@ -22,7 +22,8 @@ from fxcompress.passes.axes import analyze_axes
 from fxcompress.passes.insert_masks import insert_masks
 from fxcompress.passes.propagate import live_slices, propagate_constants
 from fxcompress.passes.shrink import shrink
-from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance, verify as verify_pair
+from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance
+from fxcompress.passes.verify import verify as verify_pair
 from fxcompress.pruning import PRUNERS
 from fxcompress.pruning.masks import get_masks, qualified
 from fxcompress.report import make_report
@@ -48,8 +49,8 @@ def compile(
             ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
             first layers when omitted (``.notes`` says which).
-        data: batches for algorithms that need them; the ones available so far rank weights alone and read none.
-        loss_fn: ``loss_fn(output, batch)`` for algorithms that need gradients; likewise.
+        data: batches for algorithms that need them; the ones available so far rank weights alone and read
+        none. loss_fn: ``loss_fn(output, batch)`` for algorithms that need gradients; likewise.
         dependency_aware: choose coupled channels together, so that ``speedup`` can remove everything masked.
             ``False`` masks each layer on its own.
 
@@ -67,7 +68,8 @@ def compile(
     if selection.quantization or selection.deferred:
         name = next(iter(selection.quantization), None) or selection.deferred[0].value
         raise ConfigError(
-            f"quantization of {name!r}: this version prunes only; remove the quantization keys from the config list"
+            f"quantization of {name!r}: this version prunes only; remove the quantization keys "
+            "from the config list"
         )
     module = capture(model, example_inputs)
     by_pruner: dict[str, dict[str, PruningSettings]] = defaultdict(dict)
@@ -117,7 +119,9 @@ def speedup(
     folded = shrink(small, flow, values, kept)
     if verify:
         check_graph(small, ("propagate", "shrink"))
-        verify_pair(masked, small, masked.example_inputs, tolerance=tolerance(masked) if folded else TOLERANCE)
+        verify_pair(
+            masked, small, masked.example_inputs, tolerance=tolerance(masked) if folded else TOLERANCE
+        )
     small.train(masked.training)
     small.report = make_report(masked, small, masked.example_inputs, stayed, masked.notes)
     return small
@@ -149,11 +153,12 @@ def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[
             still = here & empty
             if still.any():
                 obstacle = axis.find().frozen
-                why = "other layers need these channels" if obstacle is None else f"{obstacle.reason} ({obstacle.node})"
+                why = (
+                    "other layers need these channels"
+                    if obstacle is None
+                    else f"{obstacle.reason} ({obstacle.node})"
+                )
                 rows.append((layer, f"{int(still.sum())} of {int(empty.sum())} masked channels stay: {why}"))
     for op, nodes in flow.map.unruled.items():
         rows.append((nodes[0], f"no rule for operator {op!r} ({len(nodes)} calls): channels around it stay"))
     return rows
-
-
-__all__ = ["compile", "speedup"]

@@ -38,8 +38,9 @@ def batch_norm(
 ) -> Tensor:
     """``F.batch_norm`` of a BatchNorm subclass whose own ``forward`` was inlined into the graph.
 
-    In train mode of ``owner`` the batch statistics are used and the running ones updated: by ``momentum``, or as
-    a cumulative average over ``batches`` (``num_batches_tracked``) where it is ``None``, as ``nn.BatchNorm2d`` does.
+    In train mode of ``owner`` the batch statistics are used and the running ones updated: by ``momentum``,
+    or as a cumulative average over ``batches`` (``num_batches_tracked``) where it is ``None``, as
+    ``nn.BatchNorm2d`` does.
     """
     average = 0.0 if momentum is None else momentum
     if owner.training and batches is not None:
@@ -97,7 +98,7 @@ def group_norm(
     mean = (x * m).sum(axes, keepdim=True) / count
     centred = (x - mean) * m
     var = (centred * centred).sum(axes, keepdim=True) / count
-    y = (centred * torch.rsqrt(var + eps)).flatten(1, 2)
+    y: Tensor = (centred * torch.rsqrt(var + eps)).flatten(1, 2)
     if weight is not None:
         y = y * weight.view(shape)
     if bias is not None:

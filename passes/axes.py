@@ -1,7 +1,8 @@
 """Axis analysis: give every tensor of the graph its axes and state how they depend on each other.
 
-Law: the result is a set of relations such that removing slices in accordance with all of them leaves every node
-equal to the kept block of its original value. Changes nothing. Shapes are those of ``node.meta["tensor"]``.
+Law: the result is a set of relations such that removing slices in accordance with all of them leaves every
+node equal to the kept block of its original value. Changes nothing. Shapes are those of
+``node.meta["tensor"]``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from fxcompress.rules.flow import Flow, is_tensor
 
 
 def analyze_axes(module: CompiledModule, *, restrict: bool = False) -> Flow:
-    """Walk the graph once. ``restrict``: treat normalizations over channels as prunable (see ``insert_masks``)."""
+    """Walk the graph once. ``restrict``:
+    treat normalizations over channels as prunable (see ``insert_masks``).
+    """
     flow = Flow(module, restrict=restrict)
     for node in module.graph.nodes:
         if node.op == "placeholder":

@@ -3,21 +3,24 @@
     conv = self.conv(x)      →      weight = self.conv.weight * self.conv.weight_mask
                                     conv = ops.call(self.conv, x, weight=weight)
 
-Law: the result is the model whose masked entries are zero. The masked parameter keeps its values and its name; the
-mask is a buffer ``<parameter>_mask`` of the same shape beside it, so it follows ``.to()`` and ``state_dict()``. Every
-read of a masked parameter goes through the mask, also through tied names and repeated calls.
+Law: the result is the model whose masked entries are zero. The masked parameter keeps its values and its
+name; the mask is a buffer ``<parameter>_mask`` of the same shape beside it, so it follows ``.to()`` and
+``state_dict()``. Every read of a masked parameter goes through the mask, also through tied names and
+repeated calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from fxcompress import ops
 from fxcompress.errors import PassError
-from fxcompress.graph.calls import Aten, Call, Reference, TensorInfo, call_of
+from fxcompress.graph.calls import Aten, Reference, TensorInfo, call_of
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.graph.shapes import info
 
@@ -68,7 +71,8 @@ def _multiply(module: CompiledModule, names: Mapping[int, str]) -> None:
             name = names.get(id(_tensor_or_none(module, str(node.target))))
             if name is not None and not node.meta.get("mask_source"):
                 node.replace_all_uses_with(
-                    _product(module, products, name, node), delete_user_cb=lambda user: "masked_parameter" not in user.meta
+                    _product(module, products, name, node),
+                    delete_user_cb=lambda user: "masked_parameter" not in user.meta,
                 )
         elif node.op == "call_module":
             _lower(module, node, names, products)
@@ -94,11 +98,13 @@ def _masked(module: CompiledModule, path: str, names: Mapping[int, str]) -> dict
     return {a: names[id(p)] for a, p in own.items() if p is not None and id(p) in names}
 
 
-def _lower(module: CompiledModule, node: fx.Node, names: Mapping[int, str], products: dict[str, fx.Node]) -> None:
+def _lower(
+    module: CompiledModule, node: fx.Node, names: Mapping[int, str], products: dict[str, fx.Node]
+) -> None:
     masked = _masked(module, str(node.target), names)
     if not masked:
         return
-    given = {a: _product(module, products, n, node) for a, n in masked.items()}
+    given: dict[str, Argument] = {a: _product(module, products, n, node) for a, n in masked.items()}
     with module.graph.inserting_before(node):
         owner = module.graph.create_node("get_attr", str(node.target), (), {})
     node.op, node.target, node.args, node.kwargs = "call_function", ops.call, (owner, *node.args), given
@@ -120,8 +126,12 @@ def _product(module: CompiledModule, products: dict[str, fx.Node], name: str, be
     return products[name]
 
 
-def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, dim: int, mask: Tensor) -> fx.Node:
-    """Multiply what ``user`` reads of ``source`` by ``mask`` (``[size of dim]``); returns the product node."""
+def mask_activation(
+    module: CompiledModule, source: fx.Node, user: fx.Node, dim: int, mask: Tensor
+) -> fx.Node:
+    """Multiply what ``user`` reads of ``source`` by ``mask`` (``[size of dim]``); returns the product
+    node.
+    """
     facts = info(source)
     if facts is None:
         raise PassError(f"{source} yields no single tensor to mask")
@@ -158,14 +168,14 @@ def restrict_statistics(module: CompiledModule, node: fx.Node, mask: Tensor) -> 
     node.meta["unrestricted"] = (call.module, template)
     args = [call.args["input"], Reference(name), *(call.args[n] for n in names)]
     args += [call.args["weight"], call.args["bias"], call.args["eps"]]
-    node.args = tuple(_read(module, node, call, a) for a in args)
+    node.args = tuple(_read(module, node, a) for a in args)
     node.op, node.kwargs = "call_function", {}
     node.target = ops.layer_norm if call.op == "layer_norm" else ops.group_norm
     node.meta.pop("aten", None)
 
 
-def _read(module: CompiledModule, node: fx.Node, call: Call, value: object) -> object:
+def _read(module: CompiledModule, node: fx.Node, value: Any) -> Argument:
     if isinstance(value, Reference):
         with module.graph.inserting_before(node):
             return module.graph.create_node("get_attr", str(value), (), {})
-    return value
+    return value  # type: ignore[no-any-return]

@@ -4,9 +4,9 @@ Law: with the returned slices kept, every kept slice of every node has its origi
 adds what removed constant channels contributed.
 
 Constancy: a masked filter's output is its bias, then what BatchNorm, activations and additions make of it.
-Liveness: a slice is needed if a model output, an operator that must see the whole axis, or a non-zero weight of a
-needed slice reads it. Both are classic analyses (Kildall 1973), here on slices of axes; liveness is the least
-fixpoint of the relations of ``rules.axes`` above what is needed.
+Liveness: a slice is needed if a model output, an operator that must see the whole axis, or a non-zero weight
+of a needed slice reads it. Both are classic analyses (Kildall 1973), here on slices of axes; liveness is the
+least fixpoint of the relations of ``rules.axes`` above what is needed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ class _Liveness:
         self._queue: deque[int] = deque()
         self._queued: set[int] = set()
         for relation in flow.map.relations:
-            members = (relation.whole, *relation.factors) if isinstance(relation, Product) else (relation.a, relation.b)
+            members = (
+                (relation.whole, *relation.factors)
+                if isinstance(relation, Product)
+                else (relation.a, relation.b)
+            )
             for axis in members:
                 self._watch[id(axis.find())].append(relation)
         self._contract(flow.map.contractions, values)
@@ -164,9 +168,6 @@ class _Liveness:
         table: Bools = np.ones((), dtype=np.bool_)
         for i, factor in enumerate(product.factors):
             others = tuple(k for k in range(len(product.factors)) if k != i)
-            self._add(factor, whole.any(axis=others))
+            self._add(factor, np.asarray(whole.any(axis=others)))
             table = np.logical_and.outer(table, self.kept[id(factor.find())])
         self._add(product.whole, table.reshape(-1))
-
-
-__all__ = ["live_slices", "propagate_constants"]

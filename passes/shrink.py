@@ -2,10 +2,11 @@
 
     conv1: Conv2d(3, 64)  →  Conv2d(3, 32);   view(x, [n, 64, -1])  →  view(x, [n, 32, -1])
 
-Law: every node of the result equals the kept block of its original value. Weights, biases, statistics, embeddings and
-buffers are sliced along every axis; masks are multiplied in; literal sizes and module attributes follow; what removed
-constant channels contributed goes into biases or one carrier channel (``rules.contraction``). The module is edited
-in place; its parameters become copies, so the model it was made from stays as it is.
+Law: every node of the result equals the kept block of its original value. Weights, biases, statistics,
+embeddings and buffers are sliced along every axis; masks are multiplied in; literal sizes and module
+attributes follow; what removed constant channels contributed goes into biases or one carrier channel
+(``rules.contraction``). The module is edited in place; its parameters become copies, so the model it was
+made from stays as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from fxcompress.rules.values import Values
 def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> bool:
     """Remove everything ``kept`` leaves out of ``module``.
 
-    Returns whether constants were folded into parameters, which rounds them to the parameters' dtype once more.
+    Returns whether constants were folded into parameters, which rounds them to the parameters' dtype once
+    more.
     """
     editor = Shrink(module, flow, values, kept)
     for node in list(module.graph.nodes):
@@ -41,7 +43,11 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
         refs = [ref for _, ref in call.refs() if ref in flow.map.of or isinstance(ref, Reference)]
         several = [a for axes in flow.map.several.get(node, ()) for a in axes or ()]
         outputs = [node] if node in flow.map.of else []
-        if editor.changed(*refs, *outputs) or not all(editor.keeps_all(a) for a in several) or call.get("mask"):
+        if (
+            editor.changed(*refs, *outputs)
+            or not all(editor.keeps_all(a) for a in several)
+            or call.get("mask")
+        ):
             rule.shrink(call, editor)
     _bake_masks(editor)
     _slice_tensors(editor)
@@ -53,7 +59,9 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
 
 
 def _bake_masks(editor: Shrink) -> None:
-    """``weight * mask`` becomes the parameter itself; calls that were lowered for it become module calls again."""
+    """``weight * mask`` becomes the parameter itself;
+    calls that were lowered for it become module calls again.
+    """
     graph = editor.graph
     for node in list(graph.nodes):
         name = node.meta.get("masked_parameter")
@@ -96,7 +104,9 @@ def _erase_unread(graph: fx.Graph) -> None:
 def _sliced(value: Tensor, axes: tuple[Axis, ...], editor: Shrink) -> Tensor:
     for dim, axis in enumerate(axes):
         if not editor.keeps_all(axis):
-            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(editor.kept(axis))).to(value.device))
+            value = value.index_select(
+                dim, torch.from_numpy(np.flatnonzero(editor.kept(axis))).to(value.device)
+            )
     return value
 
 
@@ -161,6 +171,3 @@ def _drop_unused(module: CompiledModule) -> None:
         if name and name not in ancestors:
             parent, _, child = name.rpartition(".")
             module.get_submodule(parent)._modules.pop(child, None)
-
-
-

@@ -1,7 +1,7 @@
 """Verification: a graph lints and re-infers, and two models are one function.
 
-Law: ``verify`` returns only if both models give the same outputs in eval mode, in float64, on the given inputs.
-Nothing is changed.
+Law: ``verify`` returns only if both models give the same outputs in eval mode, in float64, on the given
+inputs. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ TOLERANCE = 1e-9
 
 
 def tolerance(module: CompiledModule) -> float:
-    """What rounding a folded bias to the parameters' dtype may cost: 100 units in the last place of the coarsest."""
+    """What rounding a folded bias to the parameters' dtype may cost:
+    100 units in the last place of the coarsest.
+    """
     dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
     return max([TOLERANCE, *(100 * torch.finfo(d).eps for d in dtypes if d != torch.float64)])
 
@@ -69,7 +71,9 @@ class _Inferring(fx.Interpreter):
         expected = n.meta.get("tensor")
         if isinstance(expected, TensorInfo) and isinstance(result, Tensor):
             static = all(
-                got == want for got, want, free in zip(result.shape, expected.shape, expected.dynamic, strict=False) if not free
+                got == want
+                for got, want, free in zip(result.shape, expected.shape, expected.dynamic, strict=False)
+                if not free
             )
             if not static or len(result.shape) != len(expected.shape) or result.dtype != expected.dtype:
                 raise PassError(
@@ -83,11 +87,17 @@ def graph_lines(node: fx.Node, around: int = 5) -> str:
     """The lines of the graph around a node, the node marked."""
     nodes = list(node.graph.nodes)
     at = nodes.index(node)
-    lines = [("-> " if n is node else "   ") + n.format_node() for n in nodes[max(at - around, 0) : at + around] if n.op != "root" and n.format_node()]  # type: ignore[operator]
+    lines = [
+        ("-> " if n is node else "   ") + n.format_node()
+        for n in nodes[max(at - around, 0) : at + around]
+        if n.op != "root" and n.format_node()
+    ]
     return "\n".join(lines)
 
 
-def verify(before: CompiledModule, after: CompiledModule, inputs: Inputs, *, tolerance: float = TOLERANCE) -> float:
+def verify(
+    before: CompiledModule, after: CompiledModule, inputs: Inputs, *, tolerance: float = TOLERANCE
+) -> float:
     """Compare two models in eval mode and float64 on ``inputs``; returns the largest relative difference.
 
     Raises:
@@ -108,6 +118,3 @@ def verify(before: CompiledModule, after: CompiledModule, inputs: Inputs, *, tol
             "Please report the model; excluding the layers around the operators in report.kept may avoid it."
         )
     return difference
-
-
-__all__ = ["TOLERANCE", "check_graph", "graph_lines", "tolerance", "verify"]

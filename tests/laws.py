@@ -366,7 +366,7 @@ def _step(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
     """One SGD step; the names of parameters without a finite gradient."""
     torch.manual_seed(0)
     leaves = tree_flatten(model(*inputs))[0]
-    torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
     named = dict(model.named_parameters())
     torch.optim.SGD(named.values(), lr=1e-4).step()
     return {name for name, p in named.items() if p.grad is None or not bool(p.grad.isfinite().all())}

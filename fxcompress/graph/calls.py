@@ -1,7 +1,7 @@
 """One view of every operator call, whether it stands in the graph as a leaf module or as a function.
 
-A node raised to ``call_module`` remembers the ATen call it was captured from (``node.meta["aten"]``), so rules
-and passes see ``conv2d(input=…, weight="layer1.0.conv1.weight", …)`` in both forms.
+A node raised to ``call_module`` remembers the ATen call it was captured from (``node.meta["aten"]``), so
+rules and passes see ``conv2d(input=…, weight="layer1.0.conv1.weight", …)`` in both forms.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class TensorInfo:
 
 
 PROBE = 251
-"""The batch size at which symbolic dimensions are evaluated: a prime that no layer width is likely to hold."""
+"""The batch size at which symbolic dimensions are evaluated: a prime that no layer width is likely to
+hold.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def positions(target: Any) -> dict[str, int]:
 
 
 def base_name(target: Any) -> str:
-    """``aten.add.Tensor`` → ``add``; ``operator.getitem`` → ``getitem``; ``ops.layer_norm`` → itself, dotted."""
+    """``aten.add.Tensor`` → ``add``; ``operator.getitem`` → ``getitem``; ``ops.layer_norm`` → itself,
+    dotted.
+    """
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, name = target._schema.name.partition("::")
         return name if namespace == "aten" else f"{namespace}::{name}"

@@ -77,8 +77,8 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
     annotate(graph)
     root = mirror(model)
     _adopt_constants(root, graph, exported)
-    notes = raise_leaf_modules(graph, model, calls)
-    notes += follow_training_flag(graph, root, model)
+    raise_leaf_modules(graph, model, calls)
+    notes = follow_training_flag(graph, root, model)
     compiled = CompiledModule(root, graph, model._get_name())
     compiled.notes = tuple(notes)
     graph.lint()
@@ -133,7 +133,7 @@ def _plain_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
         unread_attribute = node.op == "get_attr" and not node.users
         if (guard and not node.users) or unread_attribute:
             graph.erase_node(node)
-    return graph  # type: ignore[no-any-return]
+    return graph
 
 
 def _adopt_constants(root: nn.Module, graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:
@@ -177,8 +177,9 @@ def _explained(model: nn.Module, inputs: Inputs, failure: Exception) -> CaptureE
         )
     return CaptureError(
         f"{type(model).__name__} cannot be captured{_user_line(failure)}: {type(failure).__name__}: "
-        f"{_first_line(failure)}\nA graph has one path for every input: branch on shapes or on module attributes "
-        "rather than on tensor values (torch.where, torch.cond), and keep tensors out of .item() and numpy."
+        f"{_first_line(failure)}\nA graph has one path for every input: branch on shapes or on module "
+        "attributes rather than on tensor values (torch.where, torch.cond), and keep tensors out of .item() "
+        "and numpy."
     )
 
 

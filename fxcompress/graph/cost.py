@@ -132,7 +132,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _sdpa_cpu_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _rnn_layer_flops(

@@ -42,13 +42,20 @@ def find_inputs(model: nn.Module) -> tuple[Inputs, str]:
                 warnings.simplefilter("ignore")
                 model(*copy.copy(inputs[0]), **inputs[1])
         except Exception as error:
-            tried.append(f"  {words}: {type(error).__name__}: {str(error).splitlines()[0][:110] if str(error) else ''}")
+            tried.append(
+                f"  {words}: {type(error).__name__}: {str(error).splitlines()[0][:110] if str(error) else ''}"
+            )
         else:
-            return inputs, f"example inputs: {words} (found from the first layers; pass example_inputs to choose)"
+            return (
+                inputs,
+                f"example inputs: {words} (found from the first layers; pass example_inputs to choose)",
+            )
     listing = "\n".join(tried[:6]) or "  (the model has no convolution, linear or embedding layer to go by)"
     raise CaptureError(
-        f"no example input was given and {type(model).__name__} ran on none of the plausible ones:\n{listing}\n"
-        "Pass example_inputs, e.g. compile(model, config_list, example_inputs=(torch.randn(2, 3, 224, 224),))."
+        f"no example input was given and {type(model).__name__} ran on none of the plausible ones:\n"
+        f"{listing}\n"
+        "Pass example_inputs, e.g. "
+        "compile(model, config_list, example_inputs=(torch.randn(2, 3, 224, 224),))."
     )
 
 
@@ -90,7 +97,9 @@ def _maker(model: nn.Module, module: nn.Module) -> tuple[str, Iterator[tuple[Ten
 def _images(
     model: nn.Module, channels: int, rank: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Tensor, str]]:
-    usual = {1: [256, 64, 1024, 4096], 2: [224, 32, 28, 64, 8, 16, 96, 128, 256, 299, 384], 3: [16, 32, 64]}[rank]
+    usual = {1: [256, 64, 1024, 4096], 2: [224, 32, 28, 64, 8, 16, 96, 128, 256, 299, 384], 3: [16, 32, 64]}[
+        rank
+    ]
     if rank == 2 and channels == 1:
         usual = [28, 32, 8, *usual]
     for size in [*_named_sizes(model), *usual]:

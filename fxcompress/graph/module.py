@@ -41,7 +41,9 @@ class CompiledModule(fx.GraphModule):
     report: Any
     """What ``speedup`` changed (``fxcompress.report.Report``); ``None`` on any other module."""
 
-    def __init__(self, root: nn.Module | Mapping[str, Any], graph: fx.Graph, class_name: str = "CompiledModule"):
+    def __init__(
+        self, root: nn.Module | Mapping[str, Any], graph: fx.Graph, class_name: str = "CompiledModule"
+    ):
         super().__init__(nn.Module(), fx.Graph(), class_name)
         if isinstance(root, nn.Module):
             adopt(self, root)
@@ -54,16 +56,20 @@ class CompiledModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         root = nn.Module()
         adopt(root, self)
-        twin = CompiledModule(copy.deepcopy(root, memo), copy_graph(self.graph), self._get_name())
+        twin = CompiledModule(copy.deepcopy(root, memo), copy_graph(self.graph), _class_name(self))
         _copy_facts(self, twin)
         memo[id(self)] = twin
         return twin
 
     def fork(self) -> CompiledModule:
         """A module with a graph and hierarchy of its own over the same parameters and buffers."""
-        twin = CompiledModule(mirror(self), copy_graph(self.graph), self._get_name())
+        twin = CompiledModule(mirror(self), copy_graph(self.graph), _class_name(self))
         _copy_facts(self, twin)
         return twin
+
+
+def _class_name(module: nn.Module) -> str:
+    return str(module._get_name())
 
 
 def _copy_facts(source: CompiledModule, target: CompiledModule) -> None:
@@ -108,7 +114,7 @@ def mirror(model: nn.Module) -> nn.Module:
         if not is_root and not module._modules:
             memo[id(module)] = shallow_copy(module)
             return memo[id(module)]
-        scope = Scope(module._get_name())
+        scope = Scope(_class_name(module))
         memo[id(module)] = scope
         adopt(scope, module)
         scope.training = module.training

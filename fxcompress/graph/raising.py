@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress import ops
-from fxcompress.graph.calls import Activation, Aten, Attribute, base_name, bind
+from fxcompress.graph.calls import Activation, Aten, Attribute, bind
 
 _ROOT_MODE = "_mode"
 
@@ -95,36 +95,33 @@ def _marked_dropout(calls: LeafCalls, name: str) -> Callable[..., Any]:
     return marked
 
 
-def raise_leaf_modules(graph: fx.Graph, model: nn.Module, calls: LeafCalls) -> list[str]:
-    """Replace single-operator leaf-module calls by ``call_module`` nodes; returns notes (none so far)."""
+def raise_leaf_modules(graph: fx.Graph, model: nn.Module, calls: LeafCalls) -> None:
+    """Replace single-operator leaf-module calls by ``call_module`` nodes."""
     by_call: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
-        where = module_of(node)
-        if node.op == "call_function" and where is not None:
-            by_call[where[0]].append(node)
+        key = _locate(node)
+        if node.op == "call_function" and key is not None:
+            by_call[key].append(node)
     for key, nodes in by_call.items():
         if len(nodes) != 1:
             continue
-        name, _ = module_of(nodes[0]) or ("", "")
         path = nodes[0].meta["module"]
         module = _submodule(model, path)
         if module is None or not _is_leaf(module, path, calls) or not _was_plain(calls, path, key):
             continue
         _raise(graph, nodes[0], path, model)
-    return []
 
 
-def module_of(node: fx.Node) -> tuple[str, str] | None:
-    """``(call key, class name)`` of the innermost module whose code made the node; sets ``meta["module"]``."""
+def _locate(node: fx.Node) -> str | None:
+    """The key of the innermost module call that made the node; its name goes to ``meta["module"]``."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return None
-    key, (path, cls) = list(stack.items())[-1]
+    key, (path, _) = list(stack.items())[-1]
     if key.startswith("_empty"):
         return None
     node.meta["module"] = str(path).partition("@")[0]
-    class_name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
-    return key, class_name.rpartition(".")[2]
+    return str(key)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -199,7 +196,9 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
         args = bind(node.target, node.args, dict(node.kwargs))
         module = _submodule(model, node.meta.get("module", ""))
         if not isinstance(module, _BatchNorm):
-            notes.append(f"{node}: batch_norm outside a BatchNorm module keeps its captured statistics in train mode")
+            notes.append(
+                f"{node}: batch_norm outside a BatchNorm module keeps its captured statistics in train mode"
+            )
             continue
         if args["running_mean"] is None:
             notes.append(f"{node}: batch_norm without running statistics keeps using the batch's")
@@ -207,7 +206,11 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
         owner = _owner(graph, root, node)
         batches = _attribute(graph, root, node, "num_batches_tracked")
         inputs = tuple(args[k] for k in ("input", "weight", "bias", "running_mean", "running_var"))
-        node.target, node.args, node.kwargs = ops.batch_norm, (*inputs, batches, owner, module.momentum, module.eps), {}
+        node.target, node.args, node.kwargs = (
+            ops.batch_norm,
+            (*inputs, batches, owner, module.momentum, module.eps),
+            {},
+        )
     return notes
 
 
@@ -226,6 +229,3 @@ def _attribute(graph: fx.Graph, root: nn.Module, node: fx.Node, attribute: str) 
         return None
     with graph.inserting_before(node):
         return graph.create_node("get_attr", f"{path}.{attribute}", (), {})
-
-
-__all__ = ["LeafCalls", "base_name", "follow_training_flag", "module_of", "raise_leaf_modules", "watch_leaf_calls"]

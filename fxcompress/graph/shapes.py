@@ -1,4 +1,6 @@
-"""Node metadata: ``meta["tensor"]`` (shape, dtype, which dimensions follow the batch) and ``meta["value"]``."""
+"""Node metadata: ``meta["tensor"]`` (shape, dtype,
+which dimensions follow the batch) and ``meta["value"]``.
+"""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fxcompress.graph.calls import Reference
 from fxcompress.pruning.layers import Layer, keep_lowest_out
 from fxcompress.pruning.units import Units
 from fxcompress.rules.axes import Bools, Ints
 from fxcompress.rules.flow import Flow
-
 
 Floats = NDArray[np.float64]
 
@@ -25,12 +25,14 @@ def normalized(scores: Tensor) -> Tensor:
     return scores / mean if bool(mean > 0) else scores
 
 
-def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor]) -> tuple[Bools, list[str]]:
+def choose_units(
+    flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor]
+) -> tuple[Bools, list[str]]:
     """The units to prune (``bool[units]``), and notes on layers that cannot lose channels.
 
-    A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible units made
-    by the same layers are ranked together by the sum of these layers' scores; of ``n`` of them ``floor(s · n)`` go,
-    ``s`` being the smallest sparsity of these layers. No axis loses its last slice.
+    A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible
+    units made by the same layers are ranked together by the sum of these layers' scores; of ``n`` of them
+    ``floor(s · n)`` go, ``s`` being the smallest sparsity of these layers. No axis loses its last slice.
     """
     number = len(units.fixed)
     total = np.zeros(number)
@@ -42,9 +44,9 @@ def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Ten
             makers[unit].append(index)
     foreign = _foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit, who in enumerate(makers):
-        if who:
-            classes[tuple(who)].append(unit)
+    for unit, makers_of_unit in enumerate(makers):
+        if makers_of_unit:
+            classes[tuple(makers_of_unit)].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
     tables = _Tables(units)
     notes: dict[int, str] = {}
@@ -52,7 +54,9 @@ def choose_units(flow: Flow, units: Units, layers: list[Layer], scores: list[Ten
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
         if not eligible:
             why = next((foreign[u] for u in members if u in foreign), None)
-            why = why or next((units.causes[u] for u in members if u in units.causes), "its channels are all needed")
+            why = why or next(
+                (units.causes[u] for u in members if u in units.causes), "its channels are all needed"
+            )
             for index in who:
                 notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
             continue
@@ -82,7 +86,9 @@ class _Tables:
 def _prune_lowest(tables: _Tables, eligible: Ints, total: Floats, count: int, pruned: Bools) -> None:
     """Prune the ``count`` lowest-scoring eligible units, sparing the best of any axis that would vanish."""
     while len(eligible):
-        gone = eligible[~keep_lowest_out(torch.from_numpy(total[eligible]), min(count, len(eligible))).numpy()]
+        gone = eligible[
+            ~keep_lowest_out(torch.from_numpy(total[eligible]), min(count, len(eligible))).numpy()
+        ]
         trial = pruned.copy()
         trial[gone] = True
         vanishing = tables.emptied(trial, gone)
@@ -109,11 +115,13 @@ def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, 
         if outer is None or str(call.node) in chosen or id(outer.find()) not in units.labels:
             continue
         weight = call.get("weight")
-        if isinstance(weight, str) and flow.canonical(weight) in weights:  # type: ignore[arg-type]
+        if isinstance(weight, Reference) and flow.canonical(weight) in weights:
             continue
         for unit in np.unique(units.of(outer)).tolist():
             name = call.module or str(call.node)
-            foreign.setdefault(unit, f"its channels are tied to those of {name!r}, which the config does not select")
+            foreign.setdefault(
+                unit, f"its channels are tied to those of {name!r}, which the config does not select"
+            )
     return foreign
 
 
@@ -151,13 +159,11 @@ def _choose_totals(
             pruned[unit] = True
 
 
-def choose_global(
-    scores: list[Tensor], weights: list[int], total: float, most: float | None
-) -> list[Tensor]:
+def choose_global(scores: list[Tensor], weights: list[int], total: float, most: float | None) -> list[Tensor]:
     """Per layer the filters kept (bool) when all filters are ranked together.
 
-    ``weights`` is the number of weights per filter; filters go, lowest score first, while at most ``total`` of all
-    weights are masked and no layer loses more than ``most`` of its filters (nor its last one).
+    ``weights`` is the number of weights per filter; filters go, lowest score first, while at most ``total``
+    of all weights are masked and no layer loses more than ``most`` of its filters (nor its last one).
     """
     kept = [torch.ones(len(s), dtype=torch.bool) for s in scores]
     left = [min(math.floor((1.0 if most is None else most) * len(s)), len(s) - 1) for s in scores]

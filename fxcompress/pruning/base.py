@@ -59,7 +59,9 @@ class Pruner(ABC):
             ConfigError: naming the entry, the key, what was expected and what was given.
         """
         named = [{"pruner": self.name, **e} if isinstance(e, dict) and _prunes(e) else e for e in config_list]
-        self.selection: Selection = select(parse(named), targets_of_model(model), known_pruners(), captured=False)
+        self.selection: Selection = select(
+            parse(named), targets_of_model(model), known_pruners(), captured=False
+        )
         self.model = model
         self.optimizer = optimizer
         self.dependency_aware = dependency_aware
@@ -79,10 +81,10 @@ class Pruner(ABC):
     ) -> None:
         """Choose masks for the layers in ``settings`` and insert them into ``module``."""
 
-    def update_epoch(self, epoch: int) -> None:
+    def update_epoch(self, epoch: int) -> None:  # noqa: B027
         """Tell the pruner that an epoch begins. One-shot algorithms have nothing to do."""
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: B027
         """Tell the pruner that the optimizer stepped. One-shot algorithms have nothing to do."""
 
     def export_model(
@@ -156,7 +158,9 @@ def _by_entry(
     layers: list[Layer], scores: list[Tensor]
 ) -> list[tuple[list[Layer], list[Tensor], float | None]]:
     """Layers ranked alone (``total`` None), and those that share one ``total_sparsity``."""
-    alone = [([a], [s], None) for a, s in zip(layers, scores, strict=True) if a.settings.total_sparsity is None]
+    alone = [
+        ([a], [s], None) for a, s in zip(layers, scores, strict=True) if a.settings.total_sparsity is None
+    ]
     together: dict[int, tuple[list[Layer], list[Tensor], float | None]] = {}
     for layer, score in zip(layers, scores, strict=True):
         if layer.settings.total_sparsity is not None:
@@ -171,5 +175,3 @@ def _report(module: CompiledModule, notes: list[str]) -> None:
     module.notes = (*module.notes, *notes)
     for note in notes:
         warnings.warn(f"fxcompress: {note}", stacklevel=4)
-
-

@@ -1,9 +1,11 @@
-"""Masks for whole units: what dependency-aware pruning puts on every parameter a pruned channel passes through.
+"""Masks for whole units: what dependency-aware pruning puts on every parameter a pruned channel passes
+through.
 
-Pruning unit ``u`` masks the filters that make it, and the scale and offset of norms and depthwise convolutions it
-passes through, so its activation is zero in train and eval mode alike; where something still turns it into a
-non-zero value (a sigmoid, say) before another layer reads it, that layer's input is masked, and norms over channels
-take their statistics over the kept ones. Training under these masks is training the small model.
+Pruning unit ``u`` masks the filters that make it, and the scale and offset of norms and depthwise
+convolutions it passes through, so its activation is zero in train and eval mode alike; where something still
+turns it into a non-zero value (a sigmoid, say) before another layer reads it, that layer's input is masked,
+and norms over channels take their statistics over the kept ones. Training under these masks is training the
+small model.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from fxcompress.pruning.base import StructuredPruner
 
 @final
 class FPGMPruner(StructuredPruner):
-    """Score of filter ``f``: ``Σ_g ‖w_f − w_g‖₂``; filters near the geometric median are nearest to all others."""
+    """Score of filter ``f``: ``Σ_g ‖w_f − w_g‖₂``;
+    filters near the geometric median are nearest to all others.
+    """
 
     name: ClassVar[str] = "fpgm"
 

@@ -1,4 +1,6 @@
-"""L1: filters of the smallest absolute sum go first (Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017)."""
+"""L1: filters of the smallest absolute sum go first (Li et al., Pruning Filters for Efficient ConvNets,
+ICLR 2017).
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def _layer(module: CompiledModule, flow: Flow, name: str, settings: PruningSetti
     prefix = f"{name}." if name else ""
     count = get_tensor(module, f"{prefix}weight").numel()
     has_bias = isinstance(bias, Reference) and module.get_submodule(name)._parameters.get("bias") is not None
-    return Layer(name, settings, call, f"{prefix}weight", f"{prefix}bias" if has_bias else None, channels, count)
+    return Layer(
+        name, settings, call, f"{prefix}weight", f"{prefix}bias" if has_bias else None, channels, count
+    )
 
 
 def keep_lowest_out(scores: Tensor, count: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""Level: single weights of the smallest magnitude go first (Han et al., Learning both Weights and Connections, 2015)."""
+"""Level: single weights of the smallest magnitude go first (Han et al.,
+Learning both Weights and Connections, 2015).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class LevelPruner(Pruner):
     def apply(
         cls, module: CompiledModule, settings: dict[str, PruningSettings], *, dependency_aware: bool
     ) -> None:
-        """Mask weights one by one; single weights are not coupled, so ``dependency_aware`` changes nothing."""
+        """Mask weights one by one; single weights are not coupled, so ``dependency_aware`` changes
+        nothing.
+        """
         layers, missing = find_layers(module, analyze_axes(module), settings)
         masks: dict[str, Tensor] = {}
         together: dict[int, list[Layer]] = defaultdict(list)
@@ -45,7 +49,9 @@ class LevelPruner(Pruner):
 
 
 def _ranked_together(module: CompiledModule, group: list[Layer]) -> dict[str, Tensor]:
-    """Rank all weights of the group; a layer's weights beyond its ``max_sparsity_per_layer`` are not eligible."""
+    """Rank all weights of the group;
+    a layer's weights beyond its ``max_sparsity_per_layer`` are not eligible.
+    """
     scores = []
     for layer in group:
         magnitude = layer.weight(module).abs().double()

@@ -11,7 +11,9 @@ _SUFFIX = "_mask"
 
 
 def get_masks(module: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The masks on parameters, by layer and parameter name; each has its parameter's shape, values 0 and 1."""
+    """The masks on parameters, by layer and parameter name; each has its parameter's shape, values 0
+    and 1.
+    """
     masks: dict[str, dict[str, Tensor]] = {}
     for name, owner in module.named_modules():
         for buffer, value in owner.named_buffers(recurse=False):

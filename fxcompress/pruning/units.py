@@ -1,8 +1,9 @@
 """Which channels stand or fall together.
 
-Slices linked by the relations of ``rules.axes`` form *units*: the channels added to each other in a residual block,
-what BatchNorm and depthwise convolutions pass through, the same channel of every group of a grouped convolution.
-A product axis is divided along its longest factor. Masks that cover whole units are removed completely.
+Slices linked by the relations of ``rules.axes`` form *units*: the channels added to each other in a residual
+block, what BatchNorm and depthwise convolutions pass through, the same channel of every group of a grouped
+convolution. A product axis is divided along its longest factor. Masks that cover whole units are removed
+completely.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from fxcompress.rules.flow import Flow
 
 @dataclass(frozen=True)
 class Units:
-    """``label`` gives each slice of each axis its unit; ``fixed[unit]`` says that something needs it whole."""
+    """``label`` gives each slice of each axis its unit; ``fixed[unit]`` says that something needs it
+    whole.
+    """
 
     labels: dict[int, Ints]
     fixed: Bools
@@ -31,7 +34,9 @@ class Units:
 def find_units(flow: Flow) -> Units:
     """Group all slices of all axes into units (connected components, vectorized)."""
     axes = [a for a in flow.map.roots() if not a.dynamic]
-    offsets = dict(zip((id(a) for a in axes), np.cumsum([0, *(a.size for a in axes)])[:-1].tolist(), strict=True))
+    offsets = dict(
+        zip((id(a) for a in axes), np.cumsum([0, *(a.size for a in axes)])[:-1].tolist(), strict=True)
+    )
     total = sum(a.size for a in axes)
     left: list[Ints] = []
     right: list[Ints] = []

@@ -134,4 +134,7 @@ class AxisMap:
         return list(seen.values())
 
     def _all(self) -> Sequence[tuple[Axis, ...]]:
-        return [*self.of.values(), *(a for several in self.several.values() for a in several if a is not None)]
+        return [
+            *self.of.values(),
+            *(a for several in self.several.values() for a in several if a is not None),
+        ]

@@ -1,14 +1,14 @@
 """What convolution and linear rules share: sums of weight × channel, with the channels that may be dropped.
 
-Channel ``i`` of the input may go when every kept output reads it through a zero weight, or when it is a constant
-``c_i`` whose contribution can be kept:
+Channel ``i`` of the input may go when every kept output reads it through a zero weight, or when it is a
+constant ``c_i`` whose contribution can be kept:
 
     Σ_i W[:, i] · x_i  =  Σ_kept W[:, i] · x_i  +  Σ_removed W[:, i] · c_i
 
-The second sum is a constant for a linear layer or an unpadded convolution: it is added to the bias. Zero padding
-makes it vary at the borders, but there it equals a convolution of *any* constant channel ``k`` with weights
-``Σ_removed W[:, i] · c_i / c_k``: one channel (the carrier) stays and takes the others' part, at every
-resolution.
+The second sum is a constant for a linear layer or an unpadded convolution: it is added to the bias. Zero
+padding makes it vary at the borders, but there it equals a convolution of *any* constant channel ``k`` with
+weights ``Σ_removed W[:, i] · c_i / c_k``: one channel (the carrier) stays and takes the others' part, at
+every resolution.
 
 Weights are seen as ``[groups, out, in, taps]``.
 """
@@ -38,11 +38,9 @@ class Need:
         if self.matrix is None:
             return self.inner if outer is None or outer.any() else np.zeros_like(self.inner)
         groups, out, _ = self.matrix.shape
-        if outer is None:
-            read = self.matrix.any(1)
-        else:
-            read = (self.matrix & outer.reshape(groups, out, 1)).any(1)
-        return read.reshape(-1) & self.inner
+        reading = self.matrix if outer is None else self.matrix & outer.reshape(groups, out, 1)
+        needed: Bools = reading.any(1).reshape(-1) & self.inner
+        return needed
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Weighted:
         if int(torch.count_nonzero(self.weight)) == self.weight.numel():
             return None
         nonzero: Bools = (self.weight != 0).cpu().numpy()
-        found: Bools = nonzero[..., 0] if nonzero.shape[-1] == 1 else nonzero.any(-1)
+        found: Bools = nonzero[..., 0] if nonzero.shape[-1] == 1 else np.any(nonzero, axis=-1, keepdims=False)
         return None if found.all() else found
 
     def need(self) -> Need:
@@ -116,7 +114,9 @@ class Weighted:
         return torch.where(torch.from_numpy(constant), result, torch.nan)
 
     def _contribution(self, given: Tensor) -> Tensor:
-        """``Σ_i W[:, i] · given_i`` over all taps, float64 ``[groups · out]``; only non-zero inputs are read."""
+        """``Σ_i W[:, i] · given_i`` over all taps, float64 ``[groups · out]``;
+        only non-zero inputs are read.
+        """
         groups, out, inputs, _ = self.weight.shape
         values = given.view(groups, inputs)
         columns = (values != 0).any(0).nonzero().flatten()
@@ -129,7 +129,9 @@ class Weighted:
         return None if given is None else self._contribution(given)
 
     def carried(self, removed: Tensor) -> tuple[int, Tensor] | None:
-        """The carrier and what is added to its weight (float64 ``[1, out, taps]``) for the removed channels."""
+        """The carrier and what is added to its weight (float64 ``[1, out,
+        taps]``) for the removed channels.
+        """
         given = self._given(removed)
         if given is None or self.constants is None:
             return None

@@ -1,8 +1,8 @@
 """Convolutions of any rank, plain, grouped, depthwise and transposed.
 
 Channels: the weight of a convolution is ``[out, in/groups, *kernel]``, of a transposed one
-``[in, out/groups, *kernel]``. With ``groups`` the channel axes are products ``groups × channels per group``, so
-what goes is whole groups, or the same channels of every group. A depthwise convolution shares one axis.
+``[in, out/groups, *kernel]``. With ``groups`` the channel axes are products ``groups × channels per group``,
+so what goes is whole groups, or the same channels of every group. A depthwise convolution shares one axis.
 Constants: see ``fxcompress.rules.contraction``; a constant channel stays uniform only without padding.
 """
 
@@ -181,9 +181,8 @@ def grouped(weight: Tensor, call: Call) -> Tensor:
     """The weight as ``[groups, out per group, in per group, taps]``."""
     groups = call.args.get("groups", 1)
     if _transposed(call):
-        flat = weight.flatten(2).unflatten(0, (groups, -1))
-        return flat.transpose(1, 2)
-    return weight.flatten(2).unflatten(0, (groups, -1))
+        return weight.flatten(2).reshape(groups, -1, *weight.flatten(2).shape[1:]).transpose(1, 2)
+    return weight.flatten(2).reshape(groups, -1, *weight.flatten(2).shape[1:])
 
 
 def ungrouped(canonical: Tensor, call: Call, shape: torch.Size) -> Tensor:

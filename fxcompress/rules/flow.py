@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxcompress.graph.calls import Call, Reference, Ref, TensorInfo
+from fxcompress.graph.calls import Call, Ref, Reference, TensorInfo
 from fxcompress.graph.module import get_tensor
 from fxcompress.graph.shapes import element_info
 from fxcompress.rules.axes import Axis, AxisMap, Contraction, Ints, Link, Obstacle, Product
@@ -19,7 +19,9 @@ class Flow:
     """Builds an ``AxisMap`` call by call."""
 
     def __init__(self, root: nn.Module, *, restrict: bool = False) -> None:
-        """``restrict``: normalizations over an axis do not freeze it, as their statistics will be restricted."""
+        """``restrict``: normalizations over an axis do not freeze it,
+        as their statistics will be restricted.
+        """
         self.root = root
         self.map = AxisMap()
         self._restrict = restrict
@@ -187,6 +189,3 @@ def is_tensor(value: Any) -> bool:
 def tensor_operands(call: Call) -> list[Ref]:
     """Tensor operands in argument order."""
     return [ref for _, ref in call.refs() if is_tensor(ref)]
-
-
-__all__ = ["Flow", "dim_of", "is_tensor", "tensor_operands", "torch"]

@@ -1,7 +1,8 @@
-"""Choosing slices of a dimension: ``slice``, ``select``, ``narrow``, ``index_select``, ``flip``, ``roll``, ``index``.
+"""Choosing slices of a dimension: ``slice``, ``select``, ``narrow``, ``index_select``, ``flip``, ``roll``,
+``index``.
 
-Each is a map from slices of the result to slices of the operand. After removal the same map over the kept slices is
-written as the operator itself where it still can say it, as ``index_select`` otherwise.
+Each is a map from slices of the result to slices of the operand. After removal the same map over the kept
+slices is written as the operator itself where it still can say it, as ``index_select`` otherwise.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class _Chosen(Rule):
     def shrink(self, call: Call, shrink: Shrink) -> None:
         x, y = shrink.axes(call.args["self"]), shrink.axes(call.node)
         chosen = self.chosen(call, self._sizes(call, x), shrink.values)
-        changed = {d: i for d, i in (chosen or {}).items() if not (shrink.keeps_all(x[d]) and shrink.keeps_all(y[d]))}
+        changed = {
+            d: i for d, i in (chosen or {}).items() if not (shrink.keeps_all(x[d]) and shrink.keeps_all(y[d]))
+        }
         if not changed:
             return
         if len(changed) > 1:
@@ -243,7 +246,11 @@ class Index(Rule):
         for dim in range(len(axes)):
             same = [d for d in (dim, dim + shift) if 0 <= d < len(values.map.of[call.node])]
             target = same[0] if dim < indexed[0] else same[-1] if same else None
-            if dim in indexed or target is None or values.map.of[call.node][target].find() is not axes[dim].find():
+            if (
+                dim in indexed
+                or target is None
+                or values.map.of[call.node][target].find() is not axes[dim].find()
+            ):
                 continue
             values.set(call.node, target, values.slices(call.args["self"], dim))
 

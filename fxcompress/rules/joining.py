@@ -46,7 +46,9 @@ class Cat(Rule):
     def constants(self, call: Call, values: Values) -> None:
         axes = values.map.of[call.node]
         joined = _dim(call, len(axes))
-        refs: list[Ref] = [r for r in call.args["tensors"] if len(values.map.of[values.canonical(r)]) == len(axes)]
+        refs: list[Ref] = [
+            r for r in call.args["tensors"] if len(values.map.of[values.canonical(r)]) == len(axes)
+        ]
         for dim in range(len(axes)):
             found = [values.slices(r, dim) for r in refs]
             if all(f is None for f in found):
@@ -85,11 +87,10 @@ class Stack(Rule):
             if dim == new:
                 continue
             source = dim if dim < new else dim - 1
-            found = [values.slices(r, source) for r in call.args["tensors"]]
-            if all(f is not None for f in found):
-                first = found[0]
-                same = torch.stack([f == first for f in found if f is not None]).all(0)
-                values.set(call.node, dim, torch.where(same, first, torch.nan) if first is not None else None)
+            size = values.map.of[call.node][dim].size
+            found = [_or_nan(values.slices(r, source), size) for r in call.args["tensors"]]
+            same = torch.stack([f == found[0] for f in found]).all(0)
+            values.set(call.node, dim, torch.where(same, found[0], torch.nan))
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "split_copy")
@@ -166,7 +167,7 @@ class GetItem(Rule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         source, index = call.node.args
-        axes = flow.map.several.get(source, ())[index] if isinstance(index, int) else None  # type: ignore[call-overload,arg-type]
+        axes = flow.map.several.get(source, ())[index] if isinstance(index, int) else None  # type: ignore[arg-type]
         if axes is not None:
             flow.map.of[call.node] = axes
 

@@ -102,9 +102,7 @@ class _Summed(Rule):
         call = contraction.call
         operands = self.operands(call)
         labels, _ = self.equation(call, [len(values.map.of[self._key(values, r)]) for r in operands])
-        name = next(
-            labels[i][contraction.dim] for i, ref in enumerate(operands) if ref == contraction.source
-        )
+        name = next(labels[i][contraction.dim] for i, ref in enumerate(operands) if ref == contraction.source)
         zero = np.zeros(contraction.inner.size, dtype=np.bool_)
         for ref, names in zip(operands, labels, strict=True):
             if name in names:
@@ -160,7 +158,9 @@ class Einsum(_Summed):
             once = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
             right = ("..." if "..." in left else "") + once
         extra = max((r - len(t.replace("...", "")) for r, t in zip(ranks, terms, strict=True)), default=0)
-        spelled = [self._spell(t, r - len(t.replace("...", "")), extra) for t, r in zip(terms, ranks, strict=True)]
+        spelled = [
+            self._spell(t, r - len(t.replace("...", "")), extra) for t, r in zip(terms, ranks, strict=True)
+        ]
         return spelled, self._spell(right, extra, extra)
 
     def _spell(self, term: str, count: int, extra: int) -> list[str]:

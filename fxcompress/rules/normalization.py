@@ -1,10 +1,11 @@
 """Normalizations.
 
-BatchNorm and InstanceNorm work channel by channel: ``y = (x − μ)/√(σ² + eps) · γ + β`` shares the channel axis, and a
-constant channel (or γ = 0) gives a constant. LayerNorm and GroupNorm take statistics *over* channels, so
-removing one changes the others: plain ones keep their axis (GroupNorm may lose whole groups), and where pruning is
-meant to go through them the compiled model holds the restricted forms of ``fxcompress.ops``, whose statistics run over
-the kept channels; these become plain ones again when everything pruned is gone.
+BatchNorm and InstanceNorm work channel by channel: ``y = (x − μ)/√(σ² + eps) · γ + β`` shares the channel
+axis, and a constant channel (or γ = 0) gives a constant. LayerNorm and GroupNorm take statistics *over*
+channels, so removing one changes the others: plain ones keep their axis (GroupNorm may lose whole groups),
+and where pruning is meant to go through them the compiled model holds the restricted forms of
+``fxcompress.ops``, whose statistics run over the kept channels; these become plain ones again when
+everything pruned is gone.
 """
 
 from __future__ import annotations

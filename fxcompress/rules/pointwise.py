@@ -1,8 +1,8 @@
 """Pointwise operators with broadcasting, and those that act like one in eval mode.
 
 ``y[…] = f(a[…], b[…])``: axes of equal size are the same axis. A slice of the result is constant where all
-operands are, with the value the operator itself computes from them (``sigmoid`` of 0 is 0.5); a product with a
-zero slice is zero.
+operands are, with the value the operator itself computes from them (``sigmoid`` of 0 is 0.5); a product with
+a zero slice is zero.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxcompress.graph.calls import Call, Ref
 from fxcompress.rules.axes import Axis
-from fxcompress.rules.flow import Flow, is_tensor, tensor_operands
+from fxcompress.rules.flow import Flow, tensor_operands
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
@@ -22,15 +22,13 @@ from fxcompress.rules.values import Values
 _PRODUCTS = ("mul", "multiply")
 _IDENTITIES = (
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "fxcompress.dropout",
-    "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "detach_copy", "to", "_to_copy", "type_as", "float",
-    "double", "half", "bfloat16", "_to_dtype", "type_as", "positive",
+    "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "detach_copy", "to", "_to_copy", "type_as",
 )  # fmt: skip
 _UNTAGGED = (
-    "rrelu", "relu6", "selu", "celu", "softplus", "hardtanh", "threshold", "log_sigmoid", "logsigmoid", "mish",
-    "softsign", "hardshrink", "softshrink", "tanhshrink", "masked_fill", "where", "clamp", "clamp_min", "clamp_max", "pow",
-    "silu", "gelu", "leaky_relu", "elu", "hardswish", "hardsigmoid", "rsub", "addcmul", "addcdiv", "lerp", "true_divide",
-    "square", "zeros_like", "ones_like", "full_like", "isnan", "logit", "__and__", "__or__", "bitwise_not",
+    "log_sigmoid", "masked_fill", "where", "hardswish", "rsub", "true_divide", "zeros_like", "ones_like",
+    "full_like", "__and__", "__or__", "__xor__",
 )  # fmt: skip
+"""Pointwise operators some overload of which ATen does not tag as such."""
 
 
 @rule("pointwise")
@@ -42,7 +40,9 @@ class Pointwise(Rule):
         # A mask product stands for its parameter: only what reads the product counts as a reader.
         read = flow.axes if "masked_parameter" in call.node.meta else flow.read
         operands = [read(ref) for ref in tensor_operands(call)]
-        flow.set(call.node, [self._axis(flow, operands, i - len(info.shape), info) for i in range(len(info.shape))])
+        flow.set(
+            call.node, [self._axis(flow, operands, i - len(info.shape), info) for i in range(len(info.shape))]
+        )
 
     def _axis(self, flow: Flow, operands: list[tuple[Axis, ...]], back: int, info: Any) -> Axis:
         size = info.shape[back]
@@ -71,7 +71,9 @@ class Pointwise(Rule):
         number = values.whole(ref)
         return None if number is None else torch.tensor([number], dtype=torch.float64)
 
-    def _combined(self, call: Call, values: Values, found: dict[Ref, Tensor | None], size: int) -> Tensor | None:
+    def _combined(
+        self, call: Call, values: Values, found: dict[Ref, Tensor | None], size: int
+    ) -> Tensor | None:
         vectors = [v for v in found.values() if v is not None]
         if call.op in _PRODUCTS:
             zero = torch.zeros(size, dtype=torch.bool)
@@ -97,7 +99,9 @@ class Pointwise(Rule):
 class Identity(Pointwise):
     """Operators that return their input in eval mode, or a copy of it in another dtype or layout."""
 
-    def _combined(self, call: Call, values: Values, found: dict[Ref, Tensor | None], size: int) -> Tensor | None:
+    def _combined(
+        self, call: Call, values: Values, found: dict[Ref, Tensor | None], size: int
+    ) -> Tensor | None:
         first = next(iter(found.values()))
         return None if first is None else first.expand(size)
 
@@ -137,7 +141,9 @@ class PReLU(Pointwise):
 
 @rule("glu")
 class GLU(Rule):
-    """``a · sigmoid(b)`` over the two halves of a dimension: slice i of both goes with slice i of the result."""
+    """``a · sigmoid(b)`` over the two halves of a dimension:
+    slice i of both goes with slice i of the result.
+    """
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args["self"])
@@ -161,6 +167,3 @@ class GLU(Rule):
             whole = values.slices(call.args["self"], other)
             if other != dim and whole is not None:
                 values.set(call.node, other, torch.where(whole == 0, 0.0, torch.nan).double())
-
-
-__all__ = ["GLU", "Identity", "PReLU", "Pointwise", "is_tensor"]

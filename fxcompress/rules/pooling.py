@@ -1,7 +1,7 @@
 """Pooling, interpolation, padding and pixel shuffles: positions change, channels pass through.
 
-A constant channel stays constant under max pooling, averaging and interpolation; not under average pooling that counts
-its zero padding, and not under padding with another value.
+A constant channel stays constant under max pooling, averaging and interpolation; not under average pooling
+that counts its zero padding, and not under padding with another value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxcompress.graph.calls import Call, TensorInfo
 from fxcompress.rules.axes import Axis
-from fxcompress.rules.flow import Flow, is_tensor
+from fxcompress.rules.flow import Flow
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
@@ -94,8 +94,11 @@ def _pairs(call: Call) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-      "replication_pad2d", "replication_pad3d")  # fmt: skip
+@rule(
+    "pad",
+    "constant_pad_nd",
+    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+)
 class Pad(Rule):
     """Padding. On a dimension that loses slices it must be constant padding: the new slices are constants."""
 
@@ -219,6 +222,3 @@ class ChannelShuffle(Rule):
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
         shrink.set_args(call, groups=shrink.count(shrink.recall(call.node)))
-
-
-__all__ = ["AveragePool", "ChannelShuffle", "Pad", "PixelShuffle", "PixelUnshuffle", "Pool", "is_tensor"]

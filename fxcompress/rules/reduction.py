@@ -1,7 +1,7 @@
 """Reductions, softmax and cumulative operators.
 
-Dimensions that stay pass through. A reduced one stays whole, except under a sum, where a zero slice adds nothing:
-a mean over channels divides by their number, a maximum sees every channel.
+Dimensions that stay pass through. A reduced one stays whole, except under a sum, where a zero slice adds
+nothing: a mean over channels divides by their number, a maximum sees every channel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need
 from fxcompress.rules.flow import Flow, dim_of
 from fxcompress.rules.registry import Rule, register, rule
-from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
@@ -131,8 +130,15 @@ class AlongOne(Rule):
                 values.set(call.node, dim, torch.where(given == 0, 0.0, torch.nan))
 
 
-for _op in ("softmax", "log_softmax", "_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort"):
+for _op in (
+    "softmax",
+    "log_softmax",
+    "_softmax",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "cummin",
+    "logcumsumexp",
+    "sort",
+):
     register(_op, AlongOne())
-
-
-__all__ = ["AlongOne", "KeepsConstant", "KeepsZero", "Reduction", "Shrink", "Sum"]

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class Rule:
-    """Base of all rules; the defaults are those of an operator that keeps no constants and has no literals."""
+    """Base of all rules; the defaults are those of an operator that keeps no constants and has no
+    literals.
+    """
 
     def flow(self, call: Call, flow: Flow) -> None:
         """Give the result its axes and state the relations."""

@@ -7,6 +7,7 @@ removed slice are rewritten.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,16 +23,18 @@ from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
-def common_factors(a: Sequence[int], b: Sequence[int]) -> tuple[list[list[int]], list[list[int]], list[int]] | None:
+def common_factors(
+    a: Sequence[int], b: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]], list[int]] | None:
     """Refine two shapes of equal size into atoms.
 
-    Returns, per dimension of ``a`` and of ``b``, the indices of its atoms (none for size 1), and the atom sizes;
-    ``None`` if the shapes have no common refinement.
+    Returns, per dimension of ``a`` and of ``b``, the indices of its atoms (none for size 1), and the atom
+    sizes; ``None`` if the shapes have no common refinement.
     """
     cuts = sorted({int(c) for shape in (a, b) for c in np.cumprod([1, *shape[::-1]], dtype=np.int64)})
-    if any(high % low for low, high in zip(cuts, cuts[1:], strict=False)):
+    if any(high % low for low, high in itertools.pairwise(cuts)):
         return None
-    atoms = [high // low for low, high in zip(cuts, cuts[1:], strict=False)][::-1]
+    atoms = [high // low for low, high in itertools.pairwise(cuts)][::-1]
 
     def split(shape: Sequence[int]) -> list[list[int]]:
         parts: list[list[int]] = []
@@ -74,8 +77,20 @@ def _segments(a: Sequence[int], b: Sequence[int]) -> list[tuple[range, range]]:
     return runs
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
-      "squeeze_", "_reshape_alias")  # fmt: skip
+_VIEWS = (
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "view_as",
+    "reshape_as",
+)
+
+
+@rule(*_VIEWS, "view_as", "reshape_as")
 class View(Rule):
     """Row-major regrouping; also dimensions of size 1 coming and going."""
 
@@ -196,7 +211,11 @@ def _swapped(call: Call) -> tuple[int, int]:
 
 def _moved(rank: int, call: Call) -> list[int]:
     source, destination = call.args["source"], call.args["destination"]
-    pairs = zip(source, destination, strict=True) if isinstance(source, (list, tuple)) else [(source, destination)]
+    pairs = (
+        zip(source, destination, strict=True)
+        if isinstance(source, (list, tuple))
+        else [(source, destination)]
+    )
     placed = {dim_of(d, rank): dim_of(s, rank) for s, d in pairs}
     rest = iter([d for d in range(rank) if d not in placed.values()])
     return [placed[i] if i in placed else next(rest) for i in range(rank)]
@@ -289,6 +308,3 @@ class RepeatInterleave(Rule):
         else:
             flow.product(made[d], (x[d], times))
         flow.set(call.node, made)
-
-
-__all__ = ["Expand", "Permute", "Repeat", "RepeatInterleave", "View", "common_factors"]

@@ -68,7 +68,9 @@ class Shrink:
 
     # -- literals and attributes ---------------------------------------------------------------------------
     def set_args(self, call: Call, **changes: Any) -> None:
-        """Replace arguments of the call; a raised node becomes a function call, as its module cannot say them."""
+        """Replace arguments of the call; a raised node becomes a function call,
+        as its module cannot say them.
+        """
         node = call.node
         if all(call.args.get(k) == v for k, v in changes.items()):
             return
@@ -128,18 +130,22 @@ class Shrink:
         module, aten = plain
         node = call.node
         source = node.args[0]
-        literals = {k: call.node.args[positions(node.target)[k]] for k in ("normalized_shape", "num_groups") if k in call.args}
+        literals: dict[str, Any] = {
+            name: node.args[positions(node.target)[name]]
+            for name in ("normalized_shape", "num_groups")
+            if name in call.args
+        }
         if module is not None:
             node.op, node.target, node.args, node.kwargs = "call_module", module, (source,), {}
             node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
             owner = self.module.get_submodule(module)
             if "normalized_shape" in literals:
-                owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[arg-type,assignment]
+                owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[assignment]
             else:
-                owner.num_groups = literals["num_groups"]  # type: ignore[assignment]
+                owner.num_groups = literals["num_groups"]
                 owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
         else:
-            bound = {**aten.args, **literals}
+            bound: dict[str, Any] = {**aten.args, **literals}
             for name in ("input", "weight", "bias"):
                 bound[name] = node.args[positions(node.target)[name]]
             node.target, node.args, node.kwargs = aten.target, (), bound
@@ -158,7 +164,9 @@ class Shrink:
 
     def constant(self, before: fx.Node, value: Tensor) -> fx.Node:
         """A new buffer holding ``value``, and a node that reads it."""
-        name = f"_index_{sum(1 for n, _ in self.module.named_buffers(recurse=False) if n.startswith('_index_'))}"
+        name = (
+            f"_index_{sum(1 for n, _ in self.module.named_buffers(recurse=False) if n.startswith('_index_'))}"
+        )
         self.module.register_buffer(name, value, persistent=True)
         return self.attribute(before, name)
 

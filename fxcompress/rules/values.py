@@ -41,7 +41,9 @@ class Values:
         return get_tensor(self.root, ref).detach() if isinstance(ref, Reference) else None
 
     def slices(self, ref: Ref, dim: int) -> Tensor | None:
-        """The constants along ``dim`` (float64, NaN where not constant), or ``None`` if no slice is constant."""
+        """The constants along ``dim`` (float64, NaN where not constant),
+        or ``None`` if no slice is constant.
+        """
         key = (ref, dim)
         if key not in self._slices:
             value = self.known(ref)

@@ -178,12 +178,12 @@ def vision_model(name: str) -> nn.Module:
     except Exception:
         for key in [key for key in sys.modules if key.startswith("torchvision")]:
             del sys.modules[key]
-        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        library = torch.library.Library("torchvision", "DEF")
         _declared.append(library)
         for operator in ("nms", "qnms"):
             with contextlib.suppress(RuntimeError):
                 schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                library.define(schema)  # type: ignore[no-untyped-call]
+                library.define(schema)
         import torchvision
     torch.manual_seed(0)
     with torch.no_grad():
