@@ -373,7 +373,7 @@ def _step(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
 
 
 def law_mask_order(subject: Subject) -> None:
-    """Law 5, order: masks inserted by compile, or taken from there and given to speedup, leave the same module.
+    """Law 5, order: masks inserted by compile, or given to speedup from outside, leave the same module.
 
     For masks on single layers and every fourth network; a normalization whose statistics dependency-aware
     masks restrict is another function than the one external masks are given for.
