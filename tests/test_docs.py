@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from fxcompress.demo_result import DemoResult, Measured
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +45,7 @@ class Block:
 
 def blocks(text: str) -> Iterator[Block]:
     found = list(_FENCE.finditer(text))
-    for match, following in zip(found, [*found[1:], None], strict=True):
+    for match, following in zip(found, [*found, None][1:], strict=True):
         prints = None
         if (
             following is not None
@@ -110,6 +113,20 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
     for tool in ("ruff check .", "ruff format --check", "mypy", "python -m pytest"):
         assert f"step {tool}" in check
     assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in ("run", "check"))
+
+
+def test_the_figures_of_the_readme_are_the_recorded_ones() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    del record["benchmark"]
+    sides = {side: Measured(**record.pop(side)) for side in ("before", "after")}
+    for cells in zip(
+        *(column.cells for column in DemoResult(**record, **sides).table().columns), strict=True
+    ):
+        name, *amounts = (str(cell) for cell in cells)
+        if ", ms per " in name:  # seconds are those of one machine: the README gives the ratio
+            name, amounts = name.replace(", ms per ", ", "), ["", "", amounts[-1]]
+        assert "| " + " | ".join([name, *amounts]).replace("|  |  |", "| | |") + " |" in readme
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
