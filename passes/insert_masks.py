@@ -21,7 +21,7 @@ from torch.fx.node import Argument
 from fxcompress import ops
 from fxcompress.errors import PassError
 from fxcompress.graph.calls import Aten, Reference, TensorInfo, call_of
-from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor
 from fxcompress.graph.shapes import info
 
 
@@ -80,9 +80,7 @@ def _multiply(module: CompiledModule, names: Mapping[int, str]) -> None:
             owner = str(node.args[0].target)
             given = {a: _product(module, products, n, node) for a, n in _masked(module, owner, names).items()}
             node.kwargs = {**node.kwargs, **given}
-    for node in list(module.graph.find_nodes(op="get_attr")):
-        if not node.users:
-            module.graph.erase_node(node)
+    erase_unread(module.graph)
 
 
 def _tensor_or_none(module: CompiledModule, name: str) -> object:

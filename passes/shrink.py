@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress import ops
 from fxcompress.graph.calls import Reference, TensorInfo, call_of
-from fxcompress.graph.module import CompiledModule, get_tensor, set_tensor
+from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor, set_tensor
 from fxcompress.graph.shapes import info
 from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools
@@ -80,7 +80,7 @@ def _bake_masks(editor: Shrink) -> None:
     for node in list(graph.find_nodes(op="call_function", target=ops.call)):
         owner, x = node.args
         node.op, node.target, node.args, node.kwargs = "call_module", owner.target, (x,), {}
-    _erase_unread(graph)
+    erase_unread(graph)
 
 
 def _drop_if_full(editor: Shrink, node: fx.Node) -> None:
@@ -93,12 +93,6 @@ def _drop_if_full(editor: Shrink, node: fx.Node) -> None:
             raise TypeError(f"{node}: an activation mask multiplies a node")
         node.replace_all_uses_with(source)
         editor.graph.erase_node(node)
-
-
-def _erase_unread(graph: fx.Graph) -> None:
-    for node in reversed(list(graph.nodes)):
-        if node.op == "get_attr" and not node.users:
-            graph.erase_node(node)
 
 
 def _sliced(value: Tensor, axes: tuple[Axis, ...], editor: Shrink) -> Tensor:

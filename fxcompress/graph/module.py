@@ -163,3 +163,10 @@ def unused_names(root: nn.Module, used: Iterable[str]) -> list[str]:
     used_ids = {id(get_tensor(root, name)) for name in used}
     named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
     return [name for name, tensor in named if id(tensor) not in used_ids]
+
+
+def erase_unread(graph: fx.Graph) -> None:
+    """Delete ``get_attr`` nodes that nothing reads."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)

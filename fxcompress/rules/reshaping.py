@@ -77,17 +77,7 @@ def _segments(a: Sequence[int], b: Sequence[int]) -> list[tuple[range, range]]:
     return runs
 
 
-_VIEWS = (
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "view_as",
-    "reshape_as",
-)
+_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 @rule(*_VIEWS, "view_as", "reshape_as")
