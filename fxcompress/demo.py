@@ -129,7 +129,7 @@ def fit(model: nn.Module, digits: Digits, epochs: int, rate: float, advance: Cal
         for chosen in torch.split(torch.randperm(len(digits.train_images)), _TRAINING_BATCH):
             optimizer.zero_grad()
             logits = model(digits.train_images[chosen])
-            functional.cross_entropy(logits, digits.train_labels[chosen]).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(logits, digits.train_labels[chosen]).backward()
             optimizer.step()
             schedule.step()
         advance()

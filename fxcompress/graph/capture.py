@@ -9,7 +9,9 @@ a subclass follow ``train()``/``eval()`` again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import logging
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -88,13 +90,14 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
 def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool, LeafCalls]:
     """Export with a dynamic batch, or failing that with fixed shapes."""
     args, kwargs = _with_batch_of_two(inputs)
+    _register_output_classes(model, inputs)
     failure: Exception | None = None
     for dynamic, (a, k) in ((True, (args, kwargs)), (False, inputs)):
         try:
             shapes = _dynamic_shapes(model, a, k) if dynamic else None
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
-            with watch_leaf_calls(model) as calls, torch.no_grad():
+            with watch_leaf_calls(model) as calls, torch.no_grad(), _quiet():
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             failure = failure or error
@@ -102,7 +105,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             return program, dynamic and bool(program.range_constraints), calls
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
-    raise _explained(model, inputs, failure) from failure
+    raise _explained(model, failure) from failure
 
 
 def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +116,37 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return {name: pytree.tree_map(of, value) for name, value in bound.items()}
+
+
+def _register_output_classes(model: nn.Module, inputs: Inputs) -> None:
+    """Make dataclasses among the outputs known to pytree, as export needs them to be.
+
+    Raises:
+        CaptureError: if the model does not run on the inputs at all.
+    """
+    try:
+        with torch.no_grad():
+            output = model(*inputs[0], **inputs[1])
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs{_user_line(error)}: "
+            f"{type(error).__name__}: {_first_line(error)}\n"
+            "Pass example_inputs that model(*example_inputs) accepts."
+        ) from error
+    for leaf in pytree.tree_leaves(output):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own account of a failed trace: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _with_batch_of_two(inputs: Inputs) -> Inputs:
@@ -164,17 +198,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _explained(model: nn.Module, inputs: Inputs, failure: Exception) -> CaptureError:
-    """Say whether the model or the capture failed, and at which line of the user's code."""
-    try:
-        with torch.no_grad():
-            model(*inputs[0], **inputs[1])
-    except Exception as error:
-        where = _user_line(error)
-        return CaptureError(
-            f"{type(model).__name__} does not run on the example inputs{where}: {type(error).__name__}: "
-            f"{_first_line(error)}\nPass example_inputs that model(*example_inputs) accepts."
-        )
+def _explained(model: nn.Module, failure: Exception) -> CaptureError:
+    """Say at which line of the user's code the capture failed, and what to do."""
     return CaptureError(
         f"{type(model).__name__} cannot be captured{_user_line(failure)}: {type(failure).__name__}: "
         f"{_first_line(failure)}\nA graph has one path for every input: branch on shapes or on module "

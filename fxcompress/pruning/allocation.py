@@ -54,9 +54,9 @@ def choose_units(
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
         if not eligible:
             why = next((foreign[u] for u in members if u in foreign), None)
-            why = why or next(
-                (units.causes[u] for u in members if u in units.causes), "its channels are all needed"
-            )
+            if why is None:
+                cause = next((units.causes[u] for u in members if u in units.causes), "each is used")
+                why = f"its channels must all stay: {cause}"
             for index in who:
                 notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
             continue
