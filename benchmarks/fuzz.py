@@ -142,7 +142,8 @@ class Worker:
         return Outcome(self.seed, "failed", CRASHED, how, script(network, pruning, how), network.kinds)
 
     def stop(self) -> None:
-        self.pipe.close()
+        self.pipe.close()  # an idle worker ends by itself
+        self.process.join(timeout=0.5)
         self.process.terminate()
         self.process.join()
 
