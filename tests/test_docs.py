@@ -117,12 +117,13 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
 
 def test_the_figures_of_the_readme_are_the_recorded_ones() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    record = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(
+        (ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8")
+    )
     del record["benchmark"]
-    sides = {side: Measured(**record.pop(side)) for side in ("before", "after")}
-    for cells in zip(
-        *(column.cells for column in DemoResult(**record, **sides).table().columns), strict=True
-    ):
+    before, after = Measured(**record.pop("before")), Measured(**record.pop("after"))
+    columns = DemoResult(before, after, **record).table().columns
+    for cells in zip(*(column.cells for column in columns), strict=True):
         name, *amounts = (str(cell) for cell in cells)
         if ", ms per " in name:  # seconds are those of one machine: the README gives the ratio
             name, amounts = name.replace(", ms per ", ", "), ["", "", amounts[-1]]
