@@ -107,7 +107,7 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
     commands = [line for b in blocks(readme) if b.language == "bash" for line in b.code.splitlines() if line]
     assert commands == list(SETUP)
     ci, check = ((ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("run", "check"))
-    assert "pip install -q --progress-bar off -e '.[dev]'" in ci
+    assert "pip install -qq --progress-bar off -e '.[dev]'" in ci
     assert ci.rstrip().endswith("exec .ci/check")
     assert "\ncheck:\n\t@.ci/check\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     for tool in ("ruff check .", "ruff format --check", "mypy", "python -m pytest"):
