@@ -40,8 +40,8 @@ from fxcompress.graph.precision import float64_copy
 EXACT64 = 1e-9
 EXACT32 = 1e-4
 SENSITIVE = 1e-6
-"""Outputs that change less than this (relatively) with the input would be reproduced by a wrong model too. Above it,
-the error must be small against that change: at most ``EXACT64`` times it."""
+"""Outputs that change less than this (relatively) with the input would be reproduced by a wrong model too.
+Above it, the error must be small against that change: at most ``EXACT64`` times it."""
 
 
 @dataclass(frozen=True)

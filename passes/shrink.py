@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress import ops
 from fxcompress.graph.calls import Reference, TensorInfo, call_of
-from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor, set_tensor
+from fxcompress.graph.module import CompiledModule, Scope, erase_unread, get_tensor, set_tensor
 from fxcompress.graph.shapes import info
 from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools
@@ -159,7 +159,10 @@ def _drop_unused(module: CompiledModule) -> None:
             continue
         for table in (owner._parameters, owner._buffers):
             for attribute in [a for a in table if f"{name}.{a}".lstrip(".") not in wanted]:
-                del table[attribute]
+                if table is owner._parameters and not isinstance(owner, Scope):
+                    table[attribute] = None  # a layer prints whether it has a bias
+                else:
+                    del table[attribute]
     ancestors = {""} | {path.rsplit(".", k)[0] for path in wanted for k in range(path.count(".") + 1)}
     for name, _ in sorted(module.named_modules(remove_duplicate=False), key=lambda item: -item[0].count(".")):
         if name and name not in ancestors:

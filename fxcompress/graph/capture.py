@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.functionalize import NotFunctional, functionalize
+from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, mirror
 from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
@@ -75,7 +75,9 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
         graph = functionalize(_plain_graph(exported))
     except NotFunctional:
         # Writes through views: let torch functionalize, at the cost of a second trace.
-        graph = functionalize(_plain_graph(exported.run_decompositions({})))
+        graph = _plain_graph(exported.run_decompositions({}))
+        restore_batch_norm(graph)
+        graph = functionalize(graph)
     annotate(graph)
     root = mirror(model)
     _adopt_constants(root, graph, exported)

@@ -15,6 +15,24 @@ from torch import fx
 _MAY_RETURN_ITS_INPUT = {"aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"}
 
 
+def restore_batch_norm(graph: fx.Graph) -> None:
+    """Undo what ``run_decompositions`` does to BatchNorm in eval mode: it cannot follow train mode otherwise."""
+    aten = torch.ops.aten
+    decomposed = aten._native_batch_norm_legit_no_training.default
+    for node in list(graph.find_nodes(op="call_function", target=decomposed)):
+        x, weight, bias, mean, var, momentum, eps = node.args
+        if any(user.args[1] != 0 for user in node.users):
+            continue
+        with graph.inserting_before(node):
+            args = (x, weight, bias, mean, var, False, momentum, eps, False)
+            norm = graph.call_function(aten.batch_norm.default, args)
+        for first in list(node.users):
+            norm.meta = dict(first.meta, nn_module_stack=node.meta.get("nn_module_stack"))
+            first.replace_all_uses_with(norm)
+            graph.erase_node(first)
+        graph.erase_node(node)
+
+
 class NotFunctional(Exception):
     """The graph writes through an alias."""
 

@@ -2,8 +2,8 @@
 
 Slices linked by the relations of ``rules.axes`` form *units*: the channels added to each other in a residual
 block, what BatchNorm and depthwise convolutions pass through, the same channel of every group of a grouped
-convolution. A product axis is divided along its longest factor. Masks that cover whole units are removed
-completely.
+convolution. A product axis is divided along the factor with the most channels that may go. Masks that cover
+whole units are removed completely.
 """
 
 from __future__ import annotations
@@ -42,16 +42,23 @@ def find_units(flow: Flow) -> Units:
     right: list[Ints] = []
     fixed_axes = [(a, np.arange(a.size)) for a in axes if a.frozen is not None]
     fixed_axes += [(a, needed) for a in axes for needed in a.needed]
-    for relation in flow.map.relations:
-        if isinstance(relation, Link):
-            pair = _link_edges(relation, offsets)
-        else:
-            pair = _product_edges(relation, offsets)
-            if pair is None and not relation.whole.find().dynamic:
-                fixed_axes.append((relation.whole.find(), np.arange(relation.whole.size)))
+    fixed_slices = np.zeros(total, dtype=np.bool_)
+    for axis, slices in fixed_axes:
+        fixed_slices[offsets[id(axis)] + slices] = True
+    links = [r for r in flow.map.relations if isinstance(r, Link)]
+    for edges in filter(None, (_link_edges(link, offsets) for link in links)):
+        left.append(edges[0])
+        right.append(edges[1])
+    linked = components(total, _concatenated(left), _concatenated(right))
+    fixed_slices = np.isin(linked, linked[fixed_slices])
+    free = {id(a): int((~fixed_slices[offsets[id(a)] : offsets[id(a)] + a.size]).sum()) for a in axes}
+    for product in (r for r in flow.map.relations if isinstance(r, Product)):
+        pair = _product_edges(product, offsets, free)
         if pair is not None:
             left.append(pair[0])
             right.append(pair[1])
+        elif id(product.whole.find()) in offsets:
+            fixed_axes.append((product.whole.find(), np.arange(product.whole.size)))
     label = components(total, _concatenated(left), _concatenated(right))
     names, unit = np.unique(label, return_inverse=True)
     fixed = np.zeros(len(names), dtype=np.bool_)
@@ -75,14 +82,15 @@ def _link_edges(link: Link, offsets: dict[int, int]) -> tuple[Ints, Ints] | None
     return (offsets[a] + link.ia, offsets[b] + link.ib) if a in offsets and b in offsets else None
 
 
-def _product_edges(product: Product, offsets: dict[int, int]) -> tuple[Ints, Ints] | None:
-    """Tie each slice of the whole to its slice of the longest factor that may lose slices."""
+def _product_edges(
+    product: Product, offsets: dict[int, int], free: dict[int, int]
+) -> tuple[Ints, Ints] | None:
+    """Tie each slice of the whole to its slice of the factor with the most slices that may go (``free``)."""
     whole = product.whole.find()
     factors = [f.find() for f in product.factors]
-    free = [i for i, f in enumerate(factors) if f.frozen is None and not f.dynamic]
-    if not free or id(whole) not in offsets:
+    active = max(range(len(factors)), key=lambda i: free.get(id(factors[i]), 0))
+    if not free.get(id(factors[active])) or id(whole) not in offsets:
         return None
-    active = max(free, key=lambda i: factors[i].size)
     index = np.indices([f.size for f in factors])[active].reshape(-1)
     return offsets[id(whole)] + np.arange(whole.size), offsets[id(factors[active])] + index
 

@@ -67,10 +67,21 @@ class Weighted:
     def need(self) -> Need:
         """Which inputs must stay for which outputs."""
         groups, _, inputs, _ = self.weight.shape
-        inner = np.ones(groups * inputs, dtype=np.bool_)
-        if self.constants is not None:
-            inner = ~self._droppable().numpy()
-        return Need(inner, self.reads)
+        if self.constants is None:
+            return Need(np.ones(groups * inputs, dtype=np.bool_), self.reads)
+        droppable = self._droppable().numpy()
+        matrix = self.reads
+        if matrix is not None and self._carries:
+            # The carrier is read wherever one of the channels it stands for is.
+            carried = droppable & (self.constants != 0).numpy()
+            matrix = matrix.copy()
+            matrix[0, :, self.carrier()] |= matrix[0][:, carried].any(1)
+        return Need(~droppable, matrix)
+
+    @property
+    def _carries(self) -> bool:
+        """Whether constant channels may go at the price of one carrier."""
+        return self.editable and not self.uniform and self.weight.shape[0] == 1
 
     def _droppable(self) -> Tensor:
         if self.constants is None:
@@ -80,7 +91,7 @@ class Weighted:
             return zero
         constant = ~self.constants.isnan()
         if not self.uniform:
-            if self.weight.shape[0] > 1:
+            if not self._carries:
                 return zero
             constant = constant.clone()
             constant[self.carrier()] = False
@@ -132,7 +143,7 @@ class Weighted:
         """The carrier and what is added to its weight (float64 ``[1, out,
         taps]``) for the removed channels.
         """
-        given = self._given(removed)
+        given = self._given(removed) if self._carries else None
         if given is None or self.constants is None:
             return None
         carrier = self.carrier()

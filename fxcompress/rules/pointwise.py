@@ -82,7 +82,7 @@ class Pointwise(Rule):
         else:
             zero = None
         result = None
-        if len(vectors) == len(found):
+        if len(vectors) == len(found) == len({ref for _, ref in call.refs()}):  # no size among the operands
             operands = {ref: self._as_operand(values, ref, v) for ref, v in found.items() if v is not None}
             known = torch.stack([~v.isnan().expand(size) for v in vectors]).all(0)
             result = values.evaluate(call, operands).to(torch.float64).expand(size)

@@ -106,6 +106,7 @@ class Shrink:
         """Set attributes of the called module, or the arguments ``changes`` of a function call."""
         if call.module is None:
             self.set_args(call, **changes)
+            self._describe(call, attributes)
             return
         module = self.module.get_submodule(call.module)
         if any(getattr(module, k) != v for k, v in attributes.items()):
@@ -113,6 +114,16 @@ class Shrink:
                 setattr(module, name, value)
             aten: Aten = call.node.meta["aten"]
             call.node.meta["aten"] = Aten(aten.target, {**aten.args, **changes})
+
+    def _describe(self, call: Call, attributes: dict[str, Any]) -> None:
+        """Let a module whose call was inlined say its new sizes when printed."""
+        module = self.module.get_submodule(call.node.meta.get("module", ""))
+        weight = call.get("weight")
+        own = {id(p) for p in module._parameters.values() if p is not None}
+        if isinstance(weight, Reference) and id(get_tensor(self.module, weight)) in own:
+            for name, value in attributes.items():
+                if hasattr(module, name):
+                    setattr(module, name, value)
 
     def unrestrict(self, call: Call) -> None:
         """Turn a restricted normalization whose every kept channel counts back into the plain one."""
@@ -205,7 +216,8 @@ class Shrink:
 
     def add_to_bias(self, call: Call, added: Tensor | None) -> None:
         """Add a float64 vector over all outputs (removed ones too) to the bias, made if there is none."""
-        if added is None:
+        outputs = self.axes(call.node)[self._channel_dim(call)]
+        if added is None or not bool((added[torch.from_numpy(self.kept(outputs))] != 0).any()):
             return
         bias = call.args["bias"]
         if bias is not None:
@@ -222,7 +234,7 @@ class Shrink:
         owner = self.module.get_submodule(name.rpartition(".")[0])
         bias = nn.Parameter(added.to(weight.dtype).to(weight.device), requires_grad=weight.requires_grad)
         owner.register_parameter("bias", bias)
-        self.map.of[name] = (self.axes(call.node)[self._channel_dim(call)],)
+        self.map.of[name] = (outputs,)
         self._edited[name] = bias.detach()
         self.folded = True
         if call.module is None:

@@ -97,7 +97,7 @@ class Values:
 
     # -- answering -----------------------------------------------------------------------------------------
     def set(self, node: fx.Node, dim: int, constants: Tensor | None, index: int | None = None) -> None:
-        """Record constants of ``node`` (of its ``index``-th result) along ``dim``."""
+        """Add constants of ``node`` (of its ``index``-th result) along ``dim``."""
         if constants is None:
             return
         constants = constants.to(torch.float64)
@@ -105,9 +105,10 @@ class Values:
         if bool(constants.isnan().all()):
             return
         if index is None:
-            self._slices[node, dim] = constants
+            self._slices[node, dim] = _merged(self._slices.get((node, dim)), constants)
         else:
-            self._several[node, index, dim] = constants
+            key = (node, index, dim)
+            self._several[key] = _merged(self._several.get(key), constants)
 
     def set_known(self, node: fx.Node, value: Tensor) -> None:
         """Record the value of a node computed from parameters alone."""
@@ -130,6 +131,10 @@ class Values:
 
         with torch.no_grad():
             return call.target(**{k: fill(v) for k, v in call.args.items()})
+
+
+def _merged(known: Tensor | None, more: Tensor) -> Tensor:
+    return more if known is None else torch.where(known.isnan(), more, known)
 
 
 def _uniform_slices(value: Tensor, dim: int) -> Tensor | None:
