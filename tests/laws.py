@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
 
 import fxcompress
+from tests.comparing import amplification, count_flops, count_parameters, relative_error, require_close, run
 from tests.generator import Network, Pruning
 from tests.generator.masks import make_masks
 from tests.generator.pruning import prunable
@@ -125,61 +123,6 @@ def apply_masks(model: nn.Module, masks: dict[str, dict[str, Tensor]]) -> nn.Mod
             with torch.no_grad():
                 layer.get_parameter(attribute).mul_(mask)
     return twin
-
-
-# -- comparing -------------------------------------------------------------------------------------------
-
-
-def relative_error(got: Any, expected: Any) -> float:
-    """Largest deviation over all output tensors, each relative to its own largest expected magnitude.
-
-    Raises AssertionError where structure, shapes or dtypes differ; infinite where finiteness does.
-    """
-    (left, form), (right, expected_form) = tree_flatten(got), tree_flatten(expected)
-    assert form == expected_form, f"output structure {form}, expected {expected_form}"
-    worst = 0.0
-    for a, b in zip(left, right, strict=True):
-        assert a.shape == b.shape, f"output shape {tuple(a.shape)}, expected {tuple(b.shape)}"
-        assert a.dtype == b.dtype, f"output dtype {a.dtype}, expected {b.dtype}"
-        error = (a - b).abs().max() / b.abs().max().clamp(min=1e-12)
-        worst = max(worst, math.inf if error.isnan() else error.item())
-    return worst
-
-
-def require_close(what: str, got: Any, expected: Any, tolerance: float) -> None:
-    error = relative_error(got, expected)
-    assert error <= tolerance, f"{what}: relative error {error:.2e}, allowed {tolerance:.0e}"
-
-
-def amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """How many times larger than a relative change of all numbers the change of the output is."""
-    step = 1e-12
-    twin = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in twin.parameters():
-            tensor.mul_(1 + step * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-        moved = tuple(
-            x * (1 + step * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in inputs
-        )
-        return relative_error(twin(*moved), model(*inputs)) / step
-
-
-@contextmanager
-def mode(module: nn.Module, *, train: bool) -> Iterator[nn.Module]:
-    """`module` in train or eval mode, every submodule's flag restored afterwards."""
-    before = [(child, child.training) for child in module.modules()]
-    try:
-        yield module.train(train)
-    finally:
-        for child, training in before:
-            child.training = training
-
-
-def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The eval-mode output without gradients."""
-    with mode(module, train=False), torch.no_grad():
-        return module(*inputs)
 
 
 # -- the laws --------------------------------------------------------------------------------------------
@@ -314,16 +257,6 @@ def masked_filters(layer: nn.Module, masks: dict[str, Tensor]) -> Tensor:
     if getattr(layer, "bias", None) is not None:
         gone &= masks["bias"] == 0 if "bias" in masks else torch.zeros_like(gone)
     return gone
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run(module, inputs)
-    return int(counter.get_total_flops())
 
 
 def law_size(subject: Subject) -> None:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from torch import nn
 
 from tests import laws
+from tests.comparing import amplification, relative_error, require_close
 from tests.generator import KINDS, Network, Pruning, cases
 from tests.generator.test_generator import sample_with
 
@@ -49,18 +50,18 @@ def test_every_operator_kind_is_captured(kind: str) -> None:
 def test_a_wrong_output_is_noticed() -> None:
     x = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(AssertionError, match=r"demo: relative error 1.00e-08, allowed 1e-09"):
-        laws.require_close("demo", x * (1 + 1e-8), x, laws.EXACT)
-    laws.require_close("demo", x * (1 + 1e-10), x, laws.EXACT)
+        require_close("demo", x * (1 + 1e-8), x, laws.EXACT)
+    require_close("demo", x * (1 + 1e-10), x, laws.EXACT)
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(2, 3), [torch.ones(2, 3, dtype=torch.float64)]])
 def test_a_wrong_shape_dtype_or_structure_is_noticed(wrong: object) -> None:
     with pytest.raises(AssertionError, match="output"):
-        laws.relative_error(wrong, torch.ones(2, 3, dtype=torch.float64))
+        relative_error(wrong, torch.ones(2, 3, dtype=torch.float64))
 
 
 def test_not_a_number_is_an_infinite_error() -> None:
-    assert laws.relative_error(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+    assert relative_error(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -80,5 +81,5 @@ def test_a_comparison_at_a_tie_is_ill_conditioned() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x > 1.0).to(x.dtype)
 
-    assert laws.amplification(Tie(), (torch.full((100,), 1.0, dtype=torch.float64),)) > laws.AMPLIFICATION
-    assert laws.amplification(nn.Linear(3, 3).double(), (torch.randn(2, 3).double(),)) < laws.AMPLIFICATION
+    assert amplification(Tie(), (torch.full((100,), 1.0, dtype=torch.float64),)) > laws.AMPLIFICATION
+    assert amplification(nn.Linear(3, 3).double(), (torch.randn(2, 3).double(),)) < laws.AMPLIFICATION
