@@ -54,7 +54,7 @@ def _freeze_outputs(flow: Flow, node: fx.Node) -> None:
 def _flow(flow: Flow, call: Call) -> None:
     found = registry.rule_for(call)
     if found is None:
-        if any(is_tensor(ref) for _, ref in call.refs()) or call.node.meta.get("tensor") is not None:
+        if any(is_tensor(ref) for _, ref in call.refs()) or is_tensor(call.node):
             flow.map.unruled.setdefault(call.op, []).append(str(call.node))
             flow.freeze_call(call, f"no rule for operator {call.op!r}")
         return

@@ -16,7 +16,9 @@ _MAY_RETURN_ITS_INPUT = {"aten::dropout", "aten::feature_dropout", "aten::alpha_
 
 
 def restore_batch_norm(graph: fx.Graph) -> None:
-    """Undo what ``run_decompositions`` does to BatchNorm in eval mode: it cannot follow train mode otherwise."""
+    """Undo what ``run_decompositions`` does to BatchNorm in eval mode:
+    it cannot follow train mode otherwise.
+    """
     aten = torch.ops.aten
     decomposed = aten._native_batch_norm_legit_no_training.default
     for node in list(graph.find_nodes(op="call_function", target=decomposed)):

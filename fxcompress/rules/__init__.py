@@ -4,6 +4,7 @@ Importing this package fills the registry (``fxcompress.rules.registry``).
 """
 
 from fxcompress.rules import (
+    attention,
     convolution,
     creation,
     indexing,
@@ -17,6 +18,7 @@ from fxcompress.rules import (
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "creation",
     "indexing",

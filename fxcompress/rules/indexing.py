@@ -257,3 +257,28 @@ class Index(Rule):
 
 def _is_integer(flow: Flow, ref: Any) -> bool:
     return flow.info(ref).dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@rule("gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim", "topk",
+      "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue", "unique_dim")  # fmt: skip
+class ByPosition(Rule):
+    """Operators that address single elements by position: every slice around them stays."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        flow.freeze_call(call, f"{call.op} addresses elements by position")
+
+
+@rule("slice_scatter", "select_scatter")
+class Scatter(Rule):
+    """``self`` with part of one dimension replaced: that dimension stays, the others are shared."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x, source = flow.axes(call.args["self"]), list(flow.axes(call.args["src"]))
+        dim = dim_of(call.args["dim"], len(x))
+        if call.op == "select_scatter":
+            source.insert(dim, Axis(1))
+        flow.freeze((x[dim], source[dim]), call, "part of it is replaced")
+        for d, (a, b) in enumerate(zip(x, source, strict=True)):
+            if d != dim:
+                a.merge(b)
+        flow.set(call.node, x)

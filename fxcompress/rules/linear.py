@@ -26,42 +26,66 @@ from fxcompress.rules.values import Values
 class Linear(Rule):
     """``torch.nn.Linear`` and ``F.linear``; the weight is ``[out, in]``."""
 
+    reads, makes = 1, 0
+    """The dimensions of the weight that read and make features."""
+    input, weight, bias = "input", "weight", "bias"
+    """The names of the operands."""
+
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(call.args["input"])
-        weight = flow.read(call.args["weight"])
-        flow.reads(call.args["weight"], 1)
-        x[-1].merge(weight[1])
-        if is_tensor(call.args["bias"]):
-            weight[0].merge(flow.read(call.args["bias"])[0])
-        flow.contract(call, call.args["input"], len(x) - 1, weight[0])
-        flow.set(call.node, (*x[:-1], weight[0]))
+        x = flow.axes(call.args[self.input])
+        weight = flow.read(call.args[self.weight])
+        flow.reads(call.args[self.weight], self.reads)
+        x[-1].merge(weight[self.reads])
+        outer = weight[self.makes]
+        if is_tensor(call.args[self.bias]):
+            outer.merge(flow.read(call.args[self.bias])[0])
+        flow.contract(call, call.args[self.input], len(x) - 1, outer)
+        flow.set(call.node, (*x[:-1], outer))
 
     def _weighted(self, call: Call, values: Values) -> Weighted | None:
         return values.once(call.node, lambda: self._make_weighted(call, values))
 
     def _make_weighted(self, call: Call, values: Values) -> Weighted | None:
-        weight = values.known(call.args["weight"])
+        weight = values.known(call.args[self.weight])
         if weight is None:
             return None
-        constants = values.slices(call.args["input"], len(values.map.of[call.node]) - 1)
-        editable = _editable(values, call.args["weight"], call.args["bias"])
-        return Weighted(weight[None, :, :, None], constants, True, editable)
+        constants = values.slices(call.args[self.input], len(values.map.of[call.node]) - 1)
+        editable = _editable(values, call.args[self.weight], call.args[self.bias])
+        rows = weight if self.makes == 0 else weight.t()
+        return Weighted(rows[None, :, :, None], constants, True, editable)
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
         return None if weighted is None else weighted.need()
 
     def constants(self, call: Call, values: Values) -> None:
-        weighted, bias = self._weighted(call, values), values.known(call.args["bias"])
-        if weighted is not None and (bias is not None or call.args["bias"] is None):
+        weighted, bias = self._weighted(call, values), values.known(call.args[self.bias])
+        if weighted is not None and (bias is not None or call.args[self.bias] is None):
             values.set(call.node, len(values.map.of[call.node]) - 1, weighted.outputs(bias))
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
-        inside, outside = shrink.axes(call.args["input"])[-1], shrink.axes(call.node)[-1]
+        inside, outside = shrink.axes(call.args[self.input])[-1], shrink.axes(call.node)[-1]
         shrink.attributes(call, {}, in_features=shrink.count(inside), out_features=shrink.count(outside))
         weighted = self._weighted(call, shrink.values)
         if weighted is not None and not shrink.keeps_all(inside):
-            shrink.add_to_bias(call, weighted.folded(~torch.from_numpy(shrink.kept(inside))))
+            removed = ~torch.from_numpy(shrink.kept(inside))
+            shrink.add_to_bias(call, weighted.folded(removed), bias=self.bias, weight=self.weight)
+
+
+@rule("addmm")
+class AddMM(Linear):
+    """``b + x w`` with the weight ``[in, out]``, as in layers that keep it transposed."""
+
+    reads, makes = 0, 1
+    input, weight, bias = "mat1", "mat2", "self"
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        plain = call.args["beta"] == call.args["alpha"] == 1
+        bias = flow.info(call.args["self"])
+        if not plain or len(bias.shape) != 1:
+            flow.freeze_call(call, "addmm with factors or a full matrix to add")
+            return
+        super().flow(call, flow)
 
 
 class _Summed(Rule):

@@ -169,3 +169,18 @@ def kept_by_mask(mask: Tensor, dim: int) -> np.ndarray[Any, Any]:
     """Indices along ``dim`` at which ``mask`` is not all zero."""
     flat = mask.movedim(dim, 0).reshape(mask.shape[dim], -1)
     return (flat != 0).any(1).nonzero().flatten().numpy()
+
+
+@rule("_weight_norm")
+class WeightNorm(Rule):
+    """``v · g/‖v‖`` with the norm over all dimensions but one, which alone may lose slices (Salimans,
+    Kingma 2016).
+    """
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        v, g = flow.axes(call.args["v"]), flow.axes(call.args["g"])
+        dim = call.args["dim"]
+        flow.freeze([a for d, a in enumerate(v) if d != dim], call, "the norm of a weight runs over it")
+        if g[dim].size == v[dim].size:
+            v[dim].merge(g[dim])
+        flow.set(call.node, v)

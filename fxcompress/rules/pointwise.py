@@ -26,7 +26,7 @@ _IDENTITIES = (
 )  # fmt: skip
 _UNTAGGED = (
     "log_sigmoid", "masked_fill", "where", "hardswish", "rsub", "true_divide", "zeros_like", "ones_like",
-    "full_like", "__and__", "__or__", "__xor__",
+    "full_like", "max.other", "min.other", "__and__", "__or__", "__xor__",
 )  # fmt: skip
 """Pointwise operators some overload of which ATen does not tag as such."""
 

@@ -222,3 +222,42 @@ class ChannelShuffle(Rule):
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
         shrink.set_args(call, groups=shrink.count(shrink.recall(call.node)))
+
+
+@rule("im2col")
+class Unfold(Rule):
+    """``[N, C, H, W] → [N, C·taps, positions]``: channel ``c`` goes with its taps."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x = flow.axes(_input(call))
+        made = flow.fresh(flow.info(call.node))
+        flow.freeze((*x[-2:], made[-1]), call, "positions")
+        taps = Axis(made[-2].size // x[-3].size)
+        flow.freeze(taps, call, "positions under the kernel")
+        flow.product(made[-2], (x[-3], taps))
+        flow.set(call.node, (*x[:-3], *made[-2:]))
+
+
+@rule("col2im")
+class Fold(Rule):
+    """``[N, C·taps, positions] → [N, C, H, W]``: overlapping taps are added."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x = flow.axes(_input(call))
+        made = flow.fresh(flow.info(call.node))
+        flow.freeze((x[-1], *made[-2:]), call, "positions")
+        taps = Axis(x[-2].size // made[-3].size)
+        flow.freeze(taps, call, "positions under the kernel")
+        flow.product(x[-2], (made[-3], taps))
+        flow.set(call.node, (*x[:-2], *made[-3:]))
+
+
+@rule("grid_sampler")
+class GridSample(Rule):
+    """``[N, C, *] → [N, C, *]`` at positions given by a grid; channels pass through."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x, grid = flow.axes(_input(call)), flow.axes(call.args["grid"])
+        made = flow.fresh(flow.info(call.node))
+        flow.freeze((*x[2:], *grid, *made[2:]), call, "positions")
+        flow.set(call.node, (*x[:2], *made[2:]))

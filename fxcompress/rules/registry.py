@@ -70,13 +70,15 @@ def register(op: str, instance: Rule) -> None:
 
 
 def rule_for(call: Call) -> Rule | None:
-    """The rule of an operator; any operator ATen tags as pointwise has the pointwise rule."""
-    found = _RULES.get(call.op)
-    if found is not None:
-        return found
-    if isinstance(call.target, torch._ops.OpOverload) and torch.Tag.pointwise in call.target.tags:
+    """The rule of an operator, or of one overload of it;
+    what ATen tags as pointwise has the pointwise rule.
+    """
+    if not isinstance(call.target, torch._ops.OpOverload):
+        return _RULES.get(call.op)
+    found = _RULES.get(f"{call.op}.{call.target._overloadname}") or _RULES.get(call.op)
+    if found is None and torch.Tag.pointwise in call.target.tags:
         return _RULES["pointwise"]
-    return None
+    return found
 
 
 def ruled_operators() -> tuple[str, ...]:

@@ -214,28 +214,30 @@ class Shrink:
         """The new full-size value of a parameter, if a rule gave one."""
         return self._edited.get(name)
 
-    def add_to_bias(self, call: Call, added: Tensor | None) -> None:
+    def add_to_bias(
+        self, call: Call, added: Tensor | None, *, bias: str = "bias", weight: str = "weight"
+    ) -> None:
         """Add a float64 vector over all outputs (removed ones too) to the bias, made if there is none."""
         outputs = self.axes(call.node)[self._channel_dim(call)]
         if added is None or not bool((added[torch.from_numpy(self.kept(outputs))] != 0).any()):
             return
-        bias = call.args["bias"]
-        if bias is not None:
-            value = self.value(bias)
+        old = call.args[bias]
+        if old is not None:
+            value = self.value(old)
             if value is None:
                 raise ValueError(f"{call.node}: the bias is not a parameter")
-            self.replace(bias, (value.to(torch.float64) + added).to(value.dtype))
+            self.replace(old, (value.to(torch.float64) + added).to(value.dtype))
             return
-        source = self.values.baked(call.args["weight"])
+        source = self.values.baked(call.args[weight])
         if source is None:
             raise ValueError(f"{call.node}: the weight is not a parameter")
-        weight = get_tensor(self.module, source)
+        like = get_tensor(self.module, source)
         name = Reference(f"{source.rpartition('.')[0]}.bias".lstrip("."))
         owner = self.module.get_submodule(name.rpartition(".")[0])
-        bias = nn.Parameter(added.to(weight.dtype).to(weight.device), requires_grad=weight.requires_grad)
-        owner.register_parameter("bias", bias)
+        new = nn.Parameter(added.to(like.dtype).to(like.device), requires_grad=like.requires_grad)
+        owner.register_parameter("bias", new)
         self.map.of[name] = (outputs,)
-        self._edited[name] = bias.detach()
+        self._edited[name] = new.detach()
         self.folded = True
         if call.module is None:
             self.set_args(call, bias=self.attribute(call.node, name))
@@ -245,4 +247,4 @@ class Shrink:
 
     def _channel_dim(self, call: Call) -> int:
         rank = len(self.axes(call.node))
-        return rank - 1 if call.op == "linear" else rank - int(call.op[-2]) - 1
+        return rank - 1 if call.op in ("linear", "addmm") else rank - int(call.op[-2]) - 1
