@@ -1,0 +1,118 @@
+"""In-place operators become functional ones; writes through aliases are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxcompress
+from fxcompress.graph.functionalize import NotFunctional, functionalize
+from tests.helpers import EXACT, Function, image, operators, ready, relative_error, run
+
+aten = torch.ops.aten
+
+
+def graph_of(build: Callable[[fx.Graph, fx.Node], fx.Node]) -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(build(graph, graph.placeholder("x")))
+    return graph
+
+
+def lines(graph: fx.Graph) -> list[str]:
+    return [f"{n.target}{n.args}" for n in graph.nodes if n.op == "call_function"]
+
+
+def test_later_reads_see_the_written_value() -> None:
+    def before(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        early = graph.call_function(aten.neg.default, (x,))
+        y = graph.call_function(aten.relu_.default, (x,))
+        z = graph.call_function(aten.add.Tensor, (x, y))
+        return graph.call_function(aten.mul.Tensor, (z, early))
+
+    assert lines(functionalize(graph_of(before))) == [
+        "aten.neg.default(x,)",
+        "aten.relu.default(x,)",
+        "aten.add.Tensor(relu__default, relu__default)",
+        "aten.mul.Tensor(add_tensor, neg_default)",
+    ]
+
+
+def test_a_chain_of_writes_is_one_chain_of_values() -> None:
+    def before(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        graph.call_function(aten.add_.Tensor, (x, 1.0))
+        graph.call_function(aten.mul_.Tensor, (x, 2.0))
+        return graph.call_function(aten.neg.default, (x,))
+
+    graph = functionalize(graph_of(before))
+    assert lines(graph) == [
+        "aten.add.Tensor(x, 1.0)",
+        "aten.mul.Tensor(add__tensor, 2.0)",
+        "aten.neg.default(mul__tensor,)",
+    ]
+
+
+def test_a_write_to_a_view_that_is_read_later_is_refused() -> None:
+    def before(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        view = graph.call_function(aten.view.default, (x, [-1]))
+        graph.call_function(aten.relu_.default, (view,))
+        return graph.call_function(aten.neg.default, (x,))
+
+    with pytest.raises(NotFunctional, match="which x shares"):
+        functionalize(graph_of(before))
+
+
+def test_a_write_whose_views_are_read_later_is_refused() -> None:
+    def before(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        view = graph.call_function(aten.view.default, (x, [-1]))
+        graph.call_function(aten.relu_.default, (x,))
+        return graph.call_function(aten.neg.default, (view,))
+
+    with pytest.raises(NotFunctional, match="which view_default shares"):
+        functionalize(graph_of(before))
+
+
+def test_a_write_to_a_view_that_nothing_else_reads_is_fine() -> None:
+    def before(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        view = graph.call_function(aten.view.default, (x, [-1]))
+        return graph.call_function(aten.relu_.default, (view,))
+
+    assert lines(functionalize(graph_of(before)))[-1] == "aten.relu.default(view_default,)"
+
+
+def test_a_write_to_a_parameter_is_refused() -> None:
+    graph = fx.Graph()
+    graph.output(graph.call_function(aten.add_.Tensor, (graph.get_attr("weight"), 1.0)))
+    with pytest.raises(NotFunctional, match="writes to weight"):
+        functionalize(graph)
+
+
+def _half(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)  # type: ignore[operator]
+    y[:, :3] *= 2.0
+    y[:, 1] = 0.25
+    result: Tensor = m.b(y)  # type: ignore[operator]
+    return result
+
+
+def _both(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)  # type: ignore[operator]
+    z = y.relu_()
+    z += y
+    result: Tensor = m.b(y.mul_(0.5) + z)  # type: ignore[operator]
+    return result
+
+
+@pytest.mark.parametrize("body", [_half, _both], ids=["through views", "twice"])
+def test_models_that_write_in_place_are_captured_and_pruned_exactly(
+    body: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    model = ready(Function(body, a=nn.Linear(4, 6), b=nn.Linear(6, 2)))
+    x = image(3, 4)
+    captured = fxcompress.capture(model, x)
+    assert relative_error(run(captured, (x,)), run(model, (x,))) <= EXACT
+    assert not [op for op in operators(captured) if op.endswith("_") and not op.endswith("__")]
+    module = fxcompress.compile(model, [{"sparsity": 0.5, "op_names": ["a"]}], x, dependency_aware=False)
+    assert relative_error(run(fxcompress.speedup(module), (x,)), run(module, (x,))) <= EXACT
