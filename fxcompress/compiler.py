@@ -112,11 +112,15 @@ def speedup(
     if masks is not None:
         masked = _with_masks(masked, masks)
     small = masked.fork()
-    flow = analyze_axes(small)
-    values = propagate_constants(small, flow)
-    kept = live_slices(flow, values, round_to=round_to)
-    stayed = _stayed(masked, flow, kept)
-    folded = shrink(small, flow, values, kept)
+    folded, again = False, True
+    stayed: list[tuple[str, str]] = []
+    while again:
+        flow = analyze_axes(small)
+        values = propagate_constants(small, flow)
+        kept = live_slices(flow, values, round_to=round_to)
+        stayed = stayed or _stayed(masked, flow, kept)
+        done = shrink(small, flow, values, kept)
+        folded, again = folded or done.folded, done.again
     if verify:
         check_graph(small, ("propagate", "shrink"))
         verify_pair(

@@ -32,35 +32,36 @@ def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
         masks: qualified parameter name → mask of the parameter's shape (or one that expands to it).
     """
     fresh: dict[int, str] = {}
-    known = _existing(module)
+    known = _holders(module)
     for name, mask in masks.items():
         parameter = get_tensor(module, name)
         full = mask.to(dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
-        existing = known.get(id(parameter))
-        if existing is None:
+        if id(parameter) not in known:
             owner_name, _, attribute = name.rpartition(".")
-            known[id(parameter)] = full.clone()
-            module.get_submodule(owner_name).register_buffer(f"{attribute}_mask", known[id(parameter)])
+            owner = module.get_submodule(owner_name)
+            owner.register_buffer(f"{attribute}_mask", full.clone())
+            known[id(parameter)] = owner, f"{attribute}_mask"
             fresh[id(parameter)] = name
-        elif id(parameter) in fresh:
-            existing.mul_(full)  # another name of a tied parameter: both masks hold
         else:
-            existing.copy_(full)
+            # Masked before, or under another name it is tied to: both masks hold.
+            owner, attribute = known[id(parameter)]
+            owner._buffers[attribute] = owner.get_buffer(attribute) * full
     if fresh:
         _multiply(module, fresh)
     module.graph.lint()
     module.recompile()
 
 
-def _existing(module: CompiledModule) -> dict[int, Tensor]:
-    """The masks parameters have already, by identity of the parameter (whichever its names)."""
-    found: dict[int, Tensor] = {}
-    for owner in module.modules():
-        for attribute, parameter in owner._parameters.items():
-            mask = owner._buffers.get(f"{attribute}_mask")
-            if parameter is not None and mask is not None:
-                found[id(parameter)] = mask
-    return found
+def _holders(module: CompiledModule) -> dict[int, tuple[nn.Module, str]]:
+    """Where the masks are that parameters have already, by identity of the parameter (whichever its
+    names).
+    """
+    return {
+        id(parameter): (owner, f"{attribute}_mask")
+        for owner in module.modules()
+        for attribute, parameter in owner._parameters.items()
+        if parameter is not None and f"{attribute}_mask" in owner._buffers
+    }
 
 
 def _multiply(module: CompiledModule, names: Mapping[int, str]) -> None:

@@ -72,8 +72,15 @@ def live_slices(flow: Flow, values: Values, *, round_to: int | None = None) -> d
     return _Liveness(flow, values).solve(round_to)
 
 
+def structural_slices(flow: Flow) -> dict[int, Bools]:
+    """Which slices stay whatever the weights are: those operators need whole, and all that is tied to
+    them.
+    """
+    return _Liveness(flow, None).seed()
+
+
 class _Liveness:
-    def __init__(self, flow: Flow, values: Values) -> None:
+    def __init__(self, flow: Flow, values: Values | None) -> None:
         self._axes = flow.map.roots()
         self.kept: dict[int, Bools] = {id(a): np.zeros(a.size, dtype=np.bool_) for a in self._axes}
         self._watch: dict[int, list[Link | Product | tuple[Contraction, Need]]] = defaultdict(list)
@@ -87,7 +94,8 @@ class _Liveness:
             )
             for axis in members:
                 self._watch[id(axis.find())].append(relation)
-        self._contract(flow.map.contractions, values)
+        if values is not None:
+            self._contract(flow.map.contractions, values)
 
     def _contract(self, contractions: Iterable[Contraction], values: Values) -> None:
         for contraction in contractions:
@@ -100,7 +108,8 @@ class _Liveness:
             else:
                 self._watch[id(contraction.outer.find())].append((contraction, need))
 
-    def solve(self, round_to: int | None) -> dict[int, Bools]:
+    def seed(self) -> dict[int, Bools]:
+        """Keep what is frozen or needed, and what is tied to it."""
         for axis in self._axes:
             if axis.frozen is not None:
                 self._add(axis, np.ones(axis.size, dtype=np.bool_))
@@ -109,6 +118,11 @@ class _Liveness:
                 chosen[slices] = True
                 self._add(axis, chosen)
         self._close()
+        return self.kept
+
+    def solve(self, round_to: int | None) -> dict[int, Bools]:
+        """Keep what is needed, and at least one slice of every axis."""
+        self.seed()
         for axis in reversed(self._axes):
             if axis.size and not self.kept[id(axis)].any():
                 first = np.zeros(axis.size, dtype=np.bool_)

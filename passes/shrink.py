@@ -12,6 +12,7 @@ made from stays as it is.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,12 +29,18 @@ from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
-def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> bool:
-    """Remove everything ``kept`` leaves out of ``module``.
+@dataclass(frozen=True)
+class Shrunk:
+    """What a round of shrinking did besides removing slices."""
 
-    Returns whether constants were folded into parameters, which rounds them to the parameters' dtype once
-    more.
-    """
+    folded: bool
+    """Constants were folded into parameters, which rounds them to the parameters' dtype once more."""
+    again: bool
+    """Another round may remove more."""
+
+
+def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> Shrunk:
+    """Remove everything ``kept`` leaves out of ``module``."""
     editor = Shrink(module, flow, values, kept)
     for node in list(module.graph.nodes):
         call = call_of(node)
@@ -55,7 +62,7 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
     _drop_unused(module)
     module.graph.lint()
     module.recompile()
-    return editor.folded
+    return Shrunk(editor.folded, editor.again)
 
 
 def _bake_masks(editor: Shrink) -> None:

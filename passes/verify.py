@@ -6,11 +6,16 @@ inputs. Nothing is changed.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PassError, SpeedupError
@@ -53,9 +58,14 @@ def check_graph(module: CompiledModule, passes: tuple[str, ...] = ()) -> None:
         with mode, torch.no_grad():
             flat = pytree.tree_leaves((args, kwargs))
             fake = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in flat]
-            _Inferring(module, after).run(*fake, enable_io_processing=False)
+            with contextlib.suppress(_DependsOnValuesError):
+                _Inferring(module, after).run(*fake, enable_io_processing=False)
     finally:
         module.train(was_training)
+
+
+class _DependsOnValuesError(Exception):
+    """A shape depends on tensor values: nothing behind it can be inferred without computing."""
 
 
 class _Inferring(fx.Interpreter):
@@ -66,6 +76,8 @@ class _Inferring(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             result = super().run_node(n)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise _DependsOnValuesError from None
         except Exception as error:
             raise PassError(f"{self._after}{n} does not run: {error}\n{graph_lines(n)}") from error
         expected = n.meta.get("tensor")
@@ -75,7 +87,9 @@ class _Inferring(fx.Interpreter):
                 for got, want, free in zip(result.shape, expected.shape, expected.dynamic, strict=False)
                 if not free
             )
-            if not static or len(result.shape) != len(expected.shape) or result.dtype != expected.dtype:
+            # The module may have been moved to another precision since it was captured.
+            same_kind = result.is_floating_point() == expected.dtype.is_floating_point
+            if not static or len(result.shape) != len(expected.shape) or not same_kind:
                 raise PassError(
                     f"{self._after}{n} yields {tuple(result.shape)} {result.dtype}, "
                     f"expected {expected.shape} {expected.dtype}\n{graph_lines(n)}"

@@ -204,11 +204,12 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
             notes.append(f"{node}: batch_norm without running statistics keeps using the batch's")
             continue
         owner = _owner(graph, root, node)
+        momentum = None if module.momentum is None else args["momentum"]
         batches = _attribute(graph, root, node, "num_batches_tracked")
         inputs = tuple(args[k] for k in ("input", "weight", "bias", "running_mean", "running_var"))
         node.target, node.args, node.kwargs = (
             ops.batch_norm,
-            (*inputs, batches, owner, module.momentum, module.eps),
+            (*inputs, batches, owner, momentum, args["eps"]),
             {},
         )
     return notes

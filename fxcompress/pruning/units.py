@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fxcompress.passes.propagate import structural_slices
 from fxcompress.rules.axes import Axis, Bools, Ints, Link, Product
 from fxcompress.rules.flow import Flow
 
@@ -40,31 +41,22 @@ def find_units(flow: Flow) -> Units:
     total = sum(a.size for a in axes)
     left: list[Ints] = []
     right: list[Ints] = []
-    fixed_axes = [(a, np.arange(a.size)) for a in axes if a.frozen is not None]
-    fixed_axes += [(a, needed) for a in axes for needed in a.needed]
-    fixed_slices = np.zeros(total, dtype=np.bool_)
-    for axis, slices in fixed_axes:
-        fixed_slices[offsets[id(axis)] + slices] = True
-    links = [r for r in flow.map.relations if isinstance(r, Link)]
-    for edges in filter(None, (_link_edges(link, offsets) for link in links)):
-        left.append(edges[0])
-        right.append(edges[1])
-    linked = components(total, _concatenated(left), _concatenated(right))
-    fixed_slices = np.isin(linked, linked[fixed_slices])
-    free = {id(a): int((~fixed_slices[offsets[id(a)] : offsets[id(a)] + a.size]).sum()) for a in axes}
-    for product in (r for r in flow.map.relations if isinstance(r, Product)):
-        pair = _product_edges(product, offsets, free)
+    must = structural_slices(flow)
+    free = {id(a): int((~must[id(a)]).sum()) for a in axes}
+    for relation in flow.map.relations:
+        if isinstance(relation, Link):
+            pair = _link_edges(relation, offsets)
+        else:
+            pair = _product_edges(relation, offsets, free)
         if pair is not None:
             left.append(pair[0])
             right.append(pair[1])
-        elif id(product.whole.find()) in offsets:
-            fixed_axes.append((product.whole.find(), np.arange(product.whole.size)))
     label = components(total, _concatenated(left), _concatenated(right))
     names, unit = np.unique(label, return_inverse=True)
     fixed = np.zeros(len(names), dtype=np.bool_)
     causes: dict[int, str] = {}
-    for axis, slices in fixed_axes:
-        units = unit[offsets[id(axis)] + slices]
+    for axis in axes:
+        units = unit[offsets[id(axis)] + np.flatnonzero(must[id(axis)])]
         fixed[units] = True
         if axis.frozen is not None:
             for u in units.tolist():

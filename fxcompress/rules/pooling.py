@@ -154,6 +154,7 @@ class Pad(Rule):
             flat += [int(kept[:left].sum()), int(kept[len(kept) - right :].sum()) if right else 0]
         name = "pad" if "pad" in call.args else "padding"
         if list(call.args[name]) != flat:
+            shrink.again = True
             shrink.set_args(call, **{name: flat})
 
 

@@ -30,6 +30,8 @@ class Shrink:
         self._counts: dict[int, int] = {}
         self._edited: dict[Reference, Tensor] = {}
         self.folded = False
+        self.again = False
+        """Whether what was removed may let more become constant (less padding, say): worth another round."""
 
     @property
     def map(self) -> AxisMap:
