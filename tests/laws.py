@@ -79,7 +79,7 @@ class Subject:
         if not self.pruning.config:
             return self.captured
         aware = self.pruning.dependency_aware
-        return fxcompress.compile(self.model, self.pruning.config, self.inputs, dependency_aware=aware)
+        return fxcompress.compile(self.captured, self.pruning.config, dependency_aware=aware)
 
     @cached_property
     def masks(self) -> dict[str, dict[str, Tensor]]:
@@ -106,7 +106,7 @@ class Subject:
     @cached_property
     def small(self) -> fx.GraphModule:
         if self.pruning.masks:
-            return fxcompress.speedup(self.model, self.inputs, masks=self.masks)
+            return fxcompress.speedup(self.captured, masks=self.masks)
         return fxcompress.speedup(self.compiled, self.inputs)
 
     @property

@@ -27,16 +27,22 @@ from fxcompress.rules.axes import Bools
 
 @dataclass(frozen=True)
 class Need:
-    """``matrix[g, o, i]``: output ``o`` of group ``g`` needs input ``i`` of that group (``None``: all outputs
-    need the same); ``inner[g · in + i]``: the input may be needed at all."""
+    """``matrix[g, o, i]``: output ``o`` of group ``g`` needs input ``i`` of that group (``None``: every output
+    needs every input of its group); ``inner[g · in + i]``: the input may be needed at all."""
 
     inner: Bools
     matrix: Bools | None
+    groups: int = 1
 
     def of(self, outer: Bools | None) -> Bools:
-        """The input slices needed when ``outer`` is kept of the output."""
+        """The input slices needed when ``outer`` is kept of the output (``None``: all of it)."""
         if self.matrix is None:
-            return self.inner if outer is None or outer.any() else np.zeros_like(self.inner)
+            alive = (
+                np.ones(self.groups, dtype=np.bool_)
+                if outer is None
+                else outer.reshape(self.groups, -1).any(1)
+            )
+            return np.repeat(alive, len(self.inner) // self.groups) & self.inner
         groups, out, _ = self.matrix.shape
         reading = self.matrix if outer is None else self.matrix & outer.reshape(groups, out, 1)
         needed: Bools = reading.any(1).reshape(-1) & self.inner
@@ -68,7 +74,7 @@ class Weighted:
         """Which inputs must stay for which outputs."""
         groups, _, inputs, _ = self.weight.shape
         if self.constants is None:
-            return Need(np.ones(groups * inputs, dtype=np.bool_), self.reads)
+            return Need(np.ones(groups * inputs, dtype=np.bool_), self.reads, groups)
         droppable = self._droppable().numpy()
         matrix = self.reads
         if matrix is not None and self._carries:
@@ -76,7 +82,7 @@ class Weighted:
             carried = droppable & (self.constants != 0).numpy()
             matrix = matrix.copy()
             matrix[0, :, self.carrier()] |= matrix[0][:, carried].any(1)
-        return Need(~droppable, matrix)
+        return Need(~droppable, matrix, groups)
 
     @property
     def _carries(self) -> bool:

@@ -259,8 +259,13 @@ def _is_integer(flow: Flow, ref: Any) -> bool:
     return flow.info(ref).dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@rule("gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim", "topk",
-      "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue", "unique_dim")  # fmt: skip
+_BY_POSITION = (
+    "gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim", "topk",
+    "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue",
+)  # fmt: skip
+
+
+@rule(*_BY_POSITION)
 class ByPosition(Rule):
     """Operators that address single elements by position: every slice around them stays."""
 
