@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import fxcompress
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
+from tests.comparing import relative_error, run
 from tests.generator.masks import make_masks
 from tests.generator.randomize import randomize
-from tests.laws import EXACT, apply_masks, relative_error, run
+from tests.laws import EXACT, apply_masks
 
 torch.set_num_threads(1)  # the tensors are tiny
 

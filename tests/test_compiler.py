@@ -182,14 +182,12 @@ def test_masks_from_outside_come_on_top_of_the_models_own(masked: fxcompress.Com
     assert weight_shape(small, "a")[0] == 3
 
 
-@pytest.mark.xfail(strict=True, reason="insert_masks writes into the mask buffers that the fork shares")
 def test_masks_from_outside_leave_the_compiled_model_alone(masked: fxcompress.CompiledModule) -> None:
     twin = copy.deepcopy(masked)
     fxcompress.speedup(twin, masks=_one_more(twin))
     assert torch.equal(twin.get_buffer("a.weight_mask"), masked.get_buffer("a.weight_mask"))
 
 
-@pytest.mark.xfail(strict=True, reason="insert_masks replaces a mask that is there")
 def test_masks_from_outside_cannot_bring_masked_filters_back(masked: fxcompress.CompiledModule) -> None:
     twin = copy.deepcopy(masked)
     ones = {name: torch.ones_like(mask) for name, mask in get_masks(twin)["a"].items()}
@@ -265,7 +263,6 @@ def test_dependency_aware_must_be_a_flag(model: nn.Module) -> None:
         fxcompress.compile(model, CONFIG, X, dependency_aware="yes")  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, raises=PassError, reason="node facts keep the dtype of the capture")
 def test_speedup_in_the_dtype_the_compiled_model_was_moved_to(masked: fxcompress.CompiledModule) -> None:
     module = copy.deepcopy(masked).float()
     small = fxcompress.speedup(module, X.float())

@@ -27,8 +27,8 @@ from fxcompress.rules.axes import Bools
 
 @dataclass(frozen=True)
 class Need:
-    """``matrix[g, o, i]``: output ``o`` of group ``g`` needs input ``i`` of that group (``None``: every output
-    needs every input of its group); ``inner[g · in + i]``: the input may be needed at all."""
+    """``matrix[g, o, i]``: output ``o`` of group ``g`` needs input ``i`` of that group (``None``: every
+    output needs every input of its group); ``inner[g · in + i]``: the input may be needed at all."""
 
     inner: Bools
     matrix: Bools | None

@@ -260,8 +260,8 @@ def _is_integer(flow: Flow, ref: Any) -> bool:
 
 
 _BY_POSITION = (
-    "gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim", "topk",
-    "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue",
+    "gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim",
+    "topk", "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue",
 )  # fmt: skip
 
 

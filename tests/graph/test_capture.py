@@ -59,7 +59,7 @@ def test_leaf_modules_are_called_under_their_own_names(pair: tuple[nn.Module, Co
 def test_module_facts_are_kept(pair: tuple[nn.Module, CompiledModule]) -> None:
     captured = pair[1]
     norm, drop = captured.get_submodule("features.norm"), captured.get_submodule("features.drop")
-    assert (norm.momentum, norm.eps, drop.p) == (0.01, 1e-2, 0.7)
+    assert (str(norm.momentum), str(norm.eps), str(drop.p)) == ("0.01", "0.01", "0.7")
 
 
 def test_parameters_are_shared_and_state_dict_keys_equal(pair: tuple[nn.Module, CompiledModule]) -> None:
@@ -294,13 +294,12 @@ def test_two_arguments_suffice_for_ordinary_models(model: nn.Module, words: str)
 
 
 def _last(model: nn.Module) -> str:
-    return [name for name, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None][
-        -1
-    ]
+    """The name of the last layer with parameters."""
+    return list(model.named_parameters())[-1][0].rpartition(".")[0]
 
 
 def test_a_model_nothing_plausible_runs_on_asks_for_inputs() -> None:
-    model = Function(lambda m, x: m.layer(x["image"]), layer=nn.Linear(3, 2))
+    model = Function(lambda m, x: m.layer(x + torch.zeros(5, 7, 9)), layer=nn.Linear(3, 2))
     with pytest.raises(CaptureError, match=r"(?s)ran on none of the plausible ones.*Pass example_inputs"):
         fxcompress.capture(model)
 

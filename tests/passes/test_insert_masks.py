@@ -72,12 +72,15 @@ def test_masked_entries_get_no_gradient() -> None:
     assert bool(grad[[0, 3]].any())
 
 
-def test_new_masks_replace_those_that_are_there() -> None:
+def test_new_masks_come_on_top_of_those_that_are_there() -> None:
     module = masked()[1]
-    before = len(module.graph.nodes)
-    insert_masks(module, {"a.weight": torch.ones(6, 4)})
+    before, old = len(module.graph.nodes), module.get_buffer("a.weight_mask")
+    insert_masks(module, {"a.weight": row_mask(torch.ones(6, 4), [0])})
     assert len(module.graph.nodes) == before
-    assert bool(module.get_buffer("a.weight_mask").all())
+    assert module.get_buffer("a.weight_mask").any(1).tolist() == [False, False, False, True, True, True]
+    assert old.any(1).tolist() == [True, False, False, True, True, True], (
+        "the buffer may be shared with a fork"
+    )
 
 
 def test_every_call_of_a_module_called_twice_reads_through_the_mask() -> None:

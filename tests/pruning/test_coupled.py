@@ -60,8 +60,10 @@ def test_coupled_filters_are_ranked_by_the_sum_of_their_scores() -> None:
         lambda m, x: m.head(m.a(x) + m.b(x)), a=nn.Linear(2, 3), b=nn.Linear(2, 3), head=nn.Linear(3, 2)
     )
     with torch.no_grad():
-        model.a.weight.copy_(torch.tensor([[1.0, 0], [2, 0], [3, 0]]))  # over the mean: 0.5, 1, 1.5
-        model.b.weight.copy_(torch.tensor([[30.0, 0], [10, 0], [20, 0]]))  # 1.5, 0.5, 1
+        model.get_parameter("a.weight").copy_(
+            torch.tensor([[1.0, 0], [2, 0], [3, 0]])
+        )  # over the mean: 0.5, 1, 1.5
+        model.get_parameter("b.weight").copy_(torch.tensor([[30.0, 0], [10, 0], [20, 0]]))  # 1.5, 0.5, 1
     module = fxcompress.compile(model, [{"sparsity": 0.34, "exclude_op_names": ["head"]}], torch.randn(2, 2))
     assert gone(module, "a") == gone(module, "b") == [1]  # 2, 1.5, 2.5
 

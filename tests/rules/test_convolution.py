@@ -22,7 +22,7 @@ def chain(layer: nn.Module, width: int = 8, act: nn.Module | None = None) -> nn.
 
 @pytest.mark.parametrize("padding", [0, 1, "same", (0, 2)])
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
-def test_constant_channels_go_and_under_zero_padding_one_carries_them(padding: Any, mode: str) -> None:
+def test_constant_channels_go_and_under_zero_padding_one_carries_them(padding: Any, mode: Any) -> None:
     layer = nn.Conv2d(8, 4, 3, padding=padding, padding_mode=mode)
     small = shrunk(chain(layer), image(2, 3, 6, 6), {"0": CONSTANT}, other=image(2, 3, 9, 7))
     carried = padding != 0 and mode == "zeros"
@@ -49,7 +49,8 @@ def test_a_depthwise_convolution_passes_its_channels(padding: int) -> None:
         chain(nn.Conv2d(8, 8, 3, groups=8, padding=padding)), image(2, 3, 5, 5), {"0": ROWS, "2": ROWS}
     )
     assert weight_shape(small, "2") == (6, 1, 3, 3)
-    assert (small.get_submodule("2").groups, weight_shape(small, "0")[0]) == (6, 6)
+    assert small.get_submodule("2").groups == 6
+    assert weight_shape(small, "0")[0] == 6
 
 
 def test_a_depthwise_constant_is_folded_into_what_reads_it() -> None:
