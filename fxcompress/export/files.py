@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +27,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise ExportError(f"cannot write {final}: the folder {final.parent} does not exist; create it first")
     if final.is_dir():
         raise ExportError(f"cannot write {final}: it is a folder; give a file name")
-    folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    # The name is chosen before the folder exists, so that an interrupt at any point finds it to delete.
+    folder = final.parent / f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
+        folder.mkdir(mode=0o700)
         yield folder / final.name
         for extra in sorted(folder.iterdir()):
             if extra.name != final.name:

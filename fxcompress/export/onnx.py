@@ -230,12 +230,26 @@ def _operator(error: BaseException) -> str:
     return "; ".join(words) if words else f"{type(error).__name__}: {_first_line(error)}"
 
 
+def _forget_sources(model: Any) -> None:
+    """Drop the exporter's notes: they quote stack traces with paths of the machine the export ran on."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+    model.metadata_props.clear()
+
+
 def _write(program: Any, path: Path) -> None:
     import onnx
 
     weights = sum(
         v.const_value.nbytes for v in program.model.graph.initializers.values() if v.const_value is not None
     )
+    _forget_sources(program.model)
     program.save(str(path), external_data=weights > _SINGLE_FILE_LIMIT)
     try:
         onnx.checker.check_model(str(path))

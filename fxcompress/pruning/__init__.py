@@ -6,10 +6,10 @@ from fxcompress.pruning.l1 import L1FilterPruner
 from fxcompress.pruning.l2 import L2FilterPruner
 from fxcompress.pruning.level import LevelPruner
 from fxcompress.pruning.masks import get_masks
+from fxcompress.pruning.registry import PRUNERS, register
 
-PRUNERS: dict[str, type[Pruner]] = {
-    cls.name: cls for cls in (LevelPruner, L1FilterPruner, L2FilterPruner, FPGMPruner)
-}
+for _pruner in (LevelPruner, L1FilterPruner, L2FilterPruner, FPGMPruner):
+    register(_pruner)
 
 __all__ = [
     "PRUNERS",
@@ -20,4 +20,5 @@ __all__ = [
     "Pruner",
     "StructuredPruner",
     "get_masks",
+    "register",
 ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.config import Selection, known_pruners, parse, select, targets_of_model
+from fxcompress.config.registry import PRUNABLE
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.capture import capture
@@ -36,6 +37,8 @@ class Pruner(ABC):
 
     name: ClassVar[str]
     """The name of the algorithm in a config list."""
+    op_types: ClassVar[frozenset[str]] = PRUNABLE
+    """The operator types it works on; what ``default`` in ``op_types`` of an entry means."""
 
     def __init__(
         self,
