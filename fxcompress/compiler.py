@@ -113,12 +113,13 @@ def speedup(
         masked = _with_masks(masked, masks)
     small = masked.fork()
     folded, again = False, True
-    stayed: list[tuple[str, str]] = []
+    stayed: list[tuple[str, str]] | None = None
     while again:
         flow = analyze_axes(small)
         values = propagate_constants(small, flow)
         kept = live_slices(flow, values, round_to=round_to)
-        stayed = stayed or _stayed(masked, flow, kept)
+        if stayed is None:  # in later rounds the axes are no longer those of the masked model
+            stayed = _stayed(masked, flow, kept)
         done = shrink(small, flow, values, kept)
         folded, again = folded or done.folded, done.again
     if verify:
@@ -127,7 +128,7 @@ def speedup(
             masked, small, masked.example_inputs, tolerance=tolerance(masked) if folded else TOLERANCE
         )
     small.train(masked.training)
-    small.report = make_report(masked, small, masked.example_inputs, stayed, masked.notes)
+    small.report = make_report(masked, small, masked.example_inputs, stayed or (), masked.notes)
     return small
 
 

@@ -348,7 +348,6 @@ ADDRESSING: dict[str, Sample] = {
     "nonzero": _op(lambda x: x + (x > 0.5).nonzero().sum()),
     "topk": _op(lambda x: x.topk(2, 3)[0]),
     "kthvalue": _op(lambda x: x.kthvalue(2, 3)[0]),
-    "unique_dim": _op(lambda x: x + aten.unique_dim.default(x.detach(), 0)[0].sum()),
     "searchsorted": _op(lambda x: torch.searchsorted(torch.tensor([-1.0, 0.05, 1.0], dtype=x.dtype), x)),
     "bincount": _op(lambda x: x + torch.bincount((x > 0.3).flatten().long(), minlength=2)[0]),
     "diff": _op(lambda x: torch.diff(x, dim=3)),
