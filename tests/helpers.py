@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcompress
 from fxcompress.graph.calls import call_of
@@ -91,14 +91,14 @@ def operators(module: CompiledModule) -> list[str]:
 
 def targets(module: CompiledModule) -> list[str]:
     """Target of every call in the graph, in order: module names, and functions by their last name."""
-    nodes = [n for n in module.graph.nodes if n.op in ("call_module", "call_function")]
-    return [str(n.target) if n.op == "call_module" else _name(n.target) for n in nodes]
+    return [target_name(n) for n in module.graph.nodes if n.op in ("call_module", "call_function")]
 
 
-def _name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name.partition("::")[2])
-    return str(target.__name__)
+def target_name(node: fx.Node) -> str:
+    """The module name or attribute of a node, or the last name of its function."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name.partition("::")[2])
+    return node.target if isinstance(node.target, str) else node.target.__name__
 
 
 def weight_shape(module: nn.Module, layer: str) -> tuple[int, ...]:
