@@ -41,7 +41,7 @@ def test_a_masked_filter_is_its_bias_then_what_follows_makes_of_it() -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     made = constants(module, values, "call")
     assert made.isnan().tolist() == [True, False, True, False]
-    assert float(made[1]) == float(conv.bias[1].detach())  # type: ignore[union-attr, index]
+    assert float(made[1]) == float(conv.bias[1].detach())  # type: ignore[index]
     assert float(made[3]) == 0
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None

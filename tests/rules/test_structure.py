@@ -65,18 +65,7 @@ CASES: dict[str, tuple[Body, int, int]] = {
 }  # fmt: skip
 
 
-DEFECTS = {"padded channels": "_stayed compares masks with the axes of the second round of speedup"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(strict=True, reason=DEFECTS[name])] if name in DEFECTS else []
-        )
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_goes(name: str) -> None:
     body, zero, constant = CASES[name]
     readers = {f"b{n}": nn.Linear(n, 2) for n in (2, 3, 4, 8, 11, 16, 64)}
