@@ -85,7 +85,7 @@ def test_a_batch_norm_with_code_of_its_own_follows_train_mode(norm: nn.Module) -
     same_in_train_mode(model, captured)
 
 
-@pytest.mark.xfail(strict=True, reason="ops.batch_norm takes the module's momentum, not the call's")
+@pytest.mark.xfail(strict=True, reason="ops.batch_norm counts batches the forward does not count")
 def test_a_batch_norm_that_calls_the_function_itself_keeps_its_momentum() -> None:
     model = ready(Function(lambda m, x: m.norm(m.conv(x)), conv=nn.Conv2d(3, 4, 1), norm=OwnNorm(4)))
     same_in_train_mode(model, fxcompress.capture(model, X))
