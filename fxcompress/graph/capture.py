@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
@@ -94,20 +95,37 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
     args, kwargs = _with_batch_of_two(inputs)
     _register_output_classes(model, inputs)
     failure: Exception | None = None
-    for dynamic, (a, k) in ((True, (args, kwargs)), (False, inputs)):
+    attempts = [(True, args, kwargs), (False, *inputs)]
+    for dynamic, a, k in attempts:
         try:
             shapes = _dynamic_shapes(model, a, k) if dynamic else None
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
-            with watch_leaf_calls(model) as calls, torch.no_grad(), _quiet():
+            views = _ViewsAsReshapes() if "Cannot view" in str(failure) else contextlib.nullcontext()
+            with watch_leaf_calls(model) as calls, torch.no_grad(), _quiet(), views:
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
+            if failure is None and "Cannot view" in str(error):
+                attempts.insert(1, (dynamic, a, k))
             failure = failure or error
         else:
             return program, dynamic and bool(program.range_constraints), calls
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
     raise _explained(model, failure) from failure
+
+
+class _ViewsAsReshapes(TorchFunctionMode):
+    """``x.view(…)`` as ``x.reshape(…)``: the same where the view is valid.
+
+    Tracing may take the strides of a result (of BatchNorm on a permuted tensor, say) for others than the
+    operator really gives, and then refuses a view that runs.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view and not any(isinstance(a, torch.dtype) for a in args):
+            func = Tensor.reshape
+        return func(*args, **(kwargs or {}))
 
 
 def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,13 @@ A filled tensor has axes of its own, which become whatever axes it is combined w
 
 from __future__ import annotations
 
+import torch
+
 from fxcompress.graph.calls import Call, TensorInfo
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.registry import Rule, rule
 from fxcompress.rules.rewrite import Shrink
+from fxcompress.rules.values import Values
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
@@ -17,6 +20,14 @@ class Filled(Rule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         flow.set(call.node, flow.fresh(flow.info(call.node)))
+
+    def constants(self, call: Call, values: Values) -> None:
+        number = call.get("fill_value", 0.0 if call.op.endswith("zeros") else 1.0)
+        if call.op.endswith("empty") or not isinstance(number, (int, float)):
+            return
+        for dim, axis in enumerate(values.map.of[call.node]):
+            if not axis.dynamic:
+                values.set(call.node, dim, torch.full((axis.size,), float(number), dtype=torch.float64))
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
         if shrink.changed(call.node):
@@ -34,7 +45,7 @@ class Counted(Rule):
         flow.set(call.node, axes)
 
 
-@rule("sym_size", "mul_sizes", "sym_numel", "item")
+@rule("sym_size", "item")
 class Size(Rule):
     """Sizes of dimensions that follow the batch."""
 

@@ -158,47 +158,52 @@ class Pad(Rule):
             shrink.set_args(call, **{name: flat})
 
 
-@rule("pixel_shuffle")
-class PixelShuffle(Rule):
-    """``[C·r², H, W] → [C, H·r, W·r]``: channel ``c`` goes with its r² sub-channels."""
+class SubPositions(Rule):
+    """Positions become channels or the reverse: ``[C, …] ↔ [C·k, …]``, and channel ``c`` goes with all its
+    ``k``.
+
+    ``widens``: the result is the side with ``C·k`` channels. ``before`` and ``after`` are the channel
+    dimensions of operand and result, counted from the end. ``adds``: positions are padded or added up, so
+    only zero stays uniform.
+    """
+
+    def __init__(self, *, widens: bool, before: int, after: int, adds: bool) -> None:
+        self._widens = widens
+        self._before = before
+        self._after = after
+        self._adds = adds
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
-        made = flow.fresh(flow.info(call.node))
-        channels = len(x) - 3
-        flow.freeze((*x[channels + 1 :], *made[channels + 1 :]), call, "positions")
-        square = Axis(call.args["upscale_factor"] ** 2)
-        flow.freeze(square, call, "sub-pixels")
-        flow.product(x[channels], (made[channels], square))
-        flow.set(call.node, (*x[:channels], *made[channels:]))
+        x, made = flow.axes(_input(call)), flow.fresh(flow.info(call.node))
+        flow.freeze((*x[self._before + 1 :], *made[self._after + 1 :]), call, "positions")
+        narrow, wide = x[self._before], made[self._after]
+        if not self._widens:
+            narrow, wide = wide, narrow
+        inside = Axis(wide.size // narrow.size)
+        flow.freeze(inside, call, "positions of one channel")
+        flow.product(wide, (narrow, inside))
+        flow.set(call.node, (*x[: self._before], *made[self._after :]))
 
     def constants(self, call: Call, values: Values) -> None:
-        dim = len(values.map.of[call.node]) - 3
-        given = values.slices(_input(call), dim)
-        if given is not None:
-            rows = given.view(-1, call.args["upscale_factor"] ** 2)
-            values.set(call.node, dim, torch.where((rows == rows[:, :1]).all(1), rows[:, 0], torch.nan))
+        before, after = values.map.of[values.canonical(_input(call))], values.map.of[call.node]
+        given = values.slices(_input(call), len(before) + self._before)
+        if given is None:
+            return
+        size = after[self._after].size
+        if self._widens:
+            result = given.repeat_interleave(size // len(given))
+        else:
+            rows = given.view(size, -1)
+            result = torch.where((rows == rows[:, :1]).all(1), rows[:, 0], torch.nan)
+        if self._adds:
+            result = torch.where(result == 0, 0.0, torch.nan)
+        values.set(call.node, len(after) + self._after, result)
 
 
-@rule("pixel_unshuffle")
-class PixelUnshuffle(Rule):
-    """``[C, H·r, W·r] → [C·r², H, W]``."""
-
-    def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
-        made = flow.fresh(flow.info(call.node))
-        channels = len(x) - 3
-        flow.freeze((*x[channels + 1 :], *made[channels + 1 :]), call, "positions")
-        square = Axis(call.args["downscale_factor"] ** 2)
-        flow.freeze(square, call, "sub-pixels")
-        flow.product(made[channels], (x[channels], square))
-        flow.set(call.node, (*x[:channels], *made[channels:]))
-
-    def constants(self, call: Call, values: Values) -> None:
-        dim = len(values.map.of[call.node]) - 3
-        given = values.slices(_input(call), dim)
-        if given is not None:
-            values.set(call.node, dim, given.repeat_interleave(call.args["downscale_factor"] ** 2))
+register("pixel_shuffle", SubPositions(widens=False, before=-3, after=-3, adds=False))
+register("pixel_unshuffle", SubPositions(widens=True, before=-3, after=-3, adds=False))
+register("im2col", SubPositions(widens=True, before=-3, after=-2, adds=True))
+register("col2im", SubPositions(widens=False, before=-2, after=-3, adds=True))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -223,34 +228,6 @@ class ChannelShuffle(Rule):
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
         shrink.set_args(call, groups=shrink.count(shrink.recall(call.node)))
-
-
-@rule("im2col")
-class Unfold(Rule):
-    """``[N, C, H, W] → [N, C·taps, positions]``: channel ``c`` goes with its taps."""
-
-    def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
-        made = flow.fresh(flow.info(call.node))
-        flow.freeze((*x[-2:], made[-1]), call, "positions")
-        taps = Axis(made[-2].size // x[-3].size)
-        flow.freeze(taps, call, "positions under the kernel")
-        flow.product(made[-2], (x[-3], taps))
-        flow.set(call.node, (*x[:-3], *made[-2:]))
-
-
-@rule("col2im")
-class Fold(Rule):
-    """``[N, C·taps, positions] → [N, C, H, W]``: overlapping taps are added."""
-
-    def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
-        made = flow.fresh(flow.info(call.node))
-        flow.freeze((x[-1], *made[-2:]), call, "positions")
-        taps = Axis(x[-2].size // made[-3].size)
-        flow.freeze(taps, call, "positions under the kernel")
-        flow.product(x[-2], (made[-3], taps))
-        flow.set(call.node, (*x[:-2], *made[-3:]))
 
 
 @rule("grid_sampler")

@@ -298,3 +298,12 @@ class RepeatInterleave(Rule):
         else:
             flow.product(made[d], (x[d], times))
         flow.set(call.node, made)
+
+    def constants(self, call: Call, values: Values) -> None:
+        repeated = dim_of(call.args["dim"], len(values.map.of[call.node]))
+        for dim, axis in enumerate(values.map.of[call.node]):
+            given = values.slices(call.args["self"], dim)
+            if given is not None and dim == repeated and not axis.dynamic:
+                values.set(call.node, dim, given.repeat_interleave(call.args["repeats"]))
+            elif dim != repeated:
+                values.set(call.node, dim, given)
