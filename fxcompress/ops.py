@@ -74,7 +74,7 @@ def layer_norm(
         y = y * weight
     if bias is not None:
         y = y + bias * mask
-    return y
+    return y.contiguous()  # as F.layer_norm returns it
 
 
 def group_norm(
@@ -103,4 +103,4 @@ def group_norm(
         y = y * weight.view(shape)
     if bias is not None:
         y = y + (bias * mask).view(shape)
-    return y
+    return y.contiguous()  # as F.group_norm returns it
