@@ -257,13 +257,14 @@ class Repeat(Rule):
         x, info = flow.axes(call.args["self"]), flow.info(call.node)
         made = list(flow.fresh(info))
         lead = len(made) - len(x)
+        flow.freeze(made[:lead], call, "repetitions")
         for i, axis in enumerate(x):
             target = made[lead + i]
             if target.size == axis.size and axis.dynamic == target.dynamic:
                 made[lead + i] = axis
             elif target.dynamic or axis.dynamic:
                 flow.freeze((axis, target), call, "repeated along the batch")
-            elif axis.size > 1:
+            else:
                 times = Axis(target.size // axis.size)
                 flow.freeze(times, call, "repetitions")
                 flow.product(target, (times, axis))
