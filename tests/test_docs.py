@@ -141,3 +141,18 @@ def test_a_block_that_prints_something_else_is_noticed() -> None:
     (block, _) = blocks("```python\nprint(1)\n```\n\n```text\n2\n```\n")
     with pytest.raises(AssertionError, match=r"here.md:2"):
         run_python(block, {}, Path("here.md"))
+
+
+def test_the_zoo_and_latency_figures_of_the_readme_are_the_recorded_ones() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = ROOT / "benchmarks" / "results"
+    rows = json.loads((results / "zoo-convnets.json").read_text(encoding="utf-8"))["rows"]
+    latency = json.loads((results / "latency.json").read_text(encoding="utf-8"))["comparisons"]
+    removed = [1 - row["parameters"][1] / row["parameters"][0] for row in rows]
+    exact, worst = sum(row["exact"] for row in rows), max(row["error64"] for row in rows)
+    assert f"of {len(rows)} torchvision classification convnets {exact} are captured and exact" in readme
+    assert f"worst relative difference {worst:.0e} in float64" in readme
+    assert f"loses {min(removed):.0%} to {max(removed):.0%} of its parameters" in readme
+    assert f"runs {1 / latency['gain']['ratio']:.1f}× faster than the dense one" in readme
+    assert f"in {latency['forward']['ratio']:.2f} of the time of a ResNet built at those widths" in readme
+    assert f"a masked training step takes {latency['step']['ratio']:.2f} of the dense one's" in readme
