@@ -36,3 +36,8 @@ def did_you_mean(name: str, candidates: Iterable[str], *, limit: int = 3) -> str
     if not close:
         return ""
     return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    return next((line for line in str(error).splitlines() if line.strip()), "(no message)")

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import PassError, SpeedupError
 from fxcompress.graph.calls import TensorInfo
 from fxcompress.graph.inputs import Inputs
-from fxcompress.graph.module import CompiledModule
+from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.graph.precision import float64_copy, relative_difference, to_float64
 
 TOLERANCE = 1e-9
@@ -52,16 +52,11 @@ def check_graph(module: CompiledModule, passes: tuple[str, ...] = ()) -> None:
         raise PassError(f"{after}the graph does not lint: {error}") from error
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     args, kwargs = module.example_inputs
-    was_training = module.training
-    module.eval()
-    try:
-        with mode, torch.no_grad():
-            flat = pytree.tree_leaves((args, kwargs))
-            fake = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in flat]
-            with contextlib.suppress(_DependsOnValuesError):
-                _Inferring(module, after).run(*fake, enable_io_processing=False)
-    finally:
-        module.train(was_training)
+    with eval_mode(module), mode, torch.no_grad():
+        flat = pytree.tree_leaves((args, kwargs))
+        fake = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in flat]
+        with contextlib.suppress(_DependsOnValuesError):
+            _Inferring(module, after).run(*fake, enable_io_processing=False)
 
 
 class _DependsOnValuesError(Exception):

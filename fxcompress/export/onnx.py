@@ -24,11 +24,11 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import CaptureError, ExportError
+from fxcompress.errors import CaptureError, ExportError, first_line
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, open_session, with_more_rows
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
-from fxcompress.graph.module import CompiledModule
+from fxcompress.graph.module import CompiledModule, eval_mode
 
 _NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
 _SINGLE_FILE_LIMIT = 1_900_000_000
@@ -90,7 +90,7 @@ def export_onnx(
     options = _Options(opset_version, input_names, output_names)
     dynamic = dynamic_batch and not (isinstance(module, CompiledModule) and not module.batch_is_dynamic)
     final = Path(path)
-    with _eval_mode(module), torch.no_grad(), replacing(final) as temporary:
+    with eval_mode(module), torch.no_grad(), replacing(final) as temporary:
         with _quiet():
             _check_runs(module, inputs)
             exported = _export(module, inputs, dynamic)
@@ -130,7 +130,7 @@ def _check_runs(module: nn.Module, inputs: Inputs) -> None:
         shapes = ", ".join(str(tuple(x.shape)) for x in _tensors(inputs))
         raise ExportError(
             f"{type(module).__name__} does not run on the example inputs ({shapes}): {type(error).__name__}: "
-            f"{_first_line(error)}\nPass example_inputs that module(*example_inputs) accepts."
+            f"{first_line(error)}\nPass example_inputs that module(*example_inputs) accepts."
         ) from error
 
 
@@ -147,7 +147,7 @@ def _export(module: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.Ex
         return torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported: {type(error).__name__}: {_first_line(error)}\n"
+            f"{type(module).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}\n"
             "A graph has one path for every input: branch on shapes or attributes, not on tensor values."
         ) from error
 
@@ -227,7 +227,7 @@ def _operator(error: BaseException) -> str:
         r"(?:aten|prims|fxcompress|quantized_decomposed|higher_order)[.:]+[\w.]+", "\n".join(texts)
     )
     words = [match.group(0).strip() for match in (operator, missing or node) if match]
-    return "; ".join(words) if words else f"{type(error).__name__}: {_first_line(error)}"
+    return "; ".join(words) if words else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _forget_sources(model: Any) -> None:
@@ -255,7 +255,7 @@ def _write(program: Any, path: Path) -> None:
         onnx.checker.check_model(str(path))
     except Exception as error:
         raise ExportError(
-            f"onnx.checker refuses {path.name}: {_first_line(error)}\nTry another opset_version (18 to 21)."
+            f"onnx.checker refuses {path.name}: {first_line(error)}\nTry another opset_version (18 to 21)."
         ) from error
 
 
@@ -284,17 +284,6 @@ def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[f
 
 
 @contextlib.contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines, warnings and log messages concern its developers."""
     loggers = [logging.getLogger(name) for name in _NOISY]
@@ -308,7 +297,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "(no message)")

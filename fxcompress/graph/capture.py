@@ -21,10 +21,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import CaptureError
+from fxcompress.errors import CaptureError, first_line
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
-from fxcompress.graph.module import CompiledModule, mirror
+from fxcompress.graph.module import CompiledModule, eval_mode, mirror
 from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
 from fxcompress.graph.shapes import annotate
 
@@ -53,7 +53,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> CompiledModule:
         return model.fork()
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    with _eval_mode(model):
+    with eval_mode(model):
         notes: list[str] = []
         if example_inputs is None:
             inputs, words = find_inputs(model)
@@ -150,7 +150,7 @@ def _register_output_classes(model: nn.Module, inputs: Inputs) -> None:
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs{_user_line(error)}: "
-            f"{type(error).__name__}: {_first_line(error)}\n"
+            f"{type(error).__name__}: {first_line(error)}\n"
             "Pass example_inputs that model(*example_inputs) accepts."
         ) from error
     for leaf in pytree.tree_leaves(output):
@@ -207,29 +207,14 @@ def _adopt_constants(root: nn.Module, graph: fx.Graph, exported: torch.export.Ex
         node.target = name
 
 
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _explained(model: nn.Module, failure: Exception) -> CaptureError:
     """Say at which line of the user's code the capture failed, and what to do."""
     return CaptureError(
         f"{type(model).__name__} cannot be captured{_user_line(failure)}: {type(failure).__name__}: "
-        f"{_first_line(failure)}\nA graph has one path for every input: branch on shapes or on module "
+        f"{first_line(failure)}\nA graph has one path for every input: branch on shapes or on module "
         "attributes rather than on tensor values (torch.where, torch.cond), and keep tensors out of .item() "
         "and numpy."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "(no message)")
 
 
 def _user_line(error: BaseException) -> str:

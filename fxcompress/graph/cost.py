@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fxcompress import ops
+from fxcompress.graph.module import eval_mode
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -118,17 +119,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     The fused attention kernel of ``nn.MultiheadAttention`` is off too: no counter sees into it.
     """
-    modes = [(child, child.training) for child in module.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for child, _ in modes:
-            child.training = False
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for child, training in modes:
-            child.training = training
+    with eval_mode(module):
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _sdpa_cpu_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -152,21 +153,20 @@ def set_tensor(root: nn.Module, name: str, value: torch.Tensor | None) -> None:
         owner.register_buffer(attribute, value, persistent=attribute in owner.__dict__)
 
 
-def set_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` at the qualified ``name``; its parent must exist."""
-    owner, _, attribute = name.rpartition(".")
-    root.get_submodule(owner)._modules[attribute] = module
-
-
-def unused_names(root: nn.Module, used: Iterable[str]) -> list[str]:
-    """Parameters and buffers of ``root`` that no name in ``used`` refers to."""
-    used_ids = {id(get_tensor(root, name)) for name in used}
-    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-    return [name for name, tensor in named if id(tensor) not in used_ids]
-
-
 def erase_unread(graph: fx.Graph) -> None:
     """Delete ``get_attr`` nodes that nothing reads."""
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration; every module gets its own mode back."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training

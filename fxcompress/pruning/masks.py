@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 _SUFFIX = "_mask"
@@ -30,8 +29,3 @@ def qualified(masks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         for layer, entries in masks.items()
         for parameter, mask in entries.items()
     }
-
-
-def sparsity(mask: Tensor) -> float:
-    """The fraction of zeros of a mask."""
-    return 1.0 - float(torch.count_nonzero(mask)) / max(mask.numel(), 1)

@@ -100,9 +100,6 @@ class Contraction:
     outer: Axis | None
 
 
-Relation = Link | Product | Contraction
-
-
 @dataclass
 class AxisMap:
     """The result of axis analysis."""

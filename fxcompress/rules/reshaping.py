@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -248,10 +247,6 @@ class Expand(Rule):
 @rule("repeat", "tile")
 class Repeat(Rule):
     """``[n] → [r·n]``: the repetitions are a factor in front."""
-
-    def _repeats(self, call: Call, rank: int) -> list[Any]:
-        given = list(call.args["repeats" if "repeats" in call.args else "dims"])
-        return [1] * (rank - len(given)) + given
 
     def flow(self, call: Call, flow: Flow) -> None:
         x, info = flow.axes(call.args["self"]), flow.info(call.node)
