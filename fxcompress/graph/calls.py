@@ -149,6 +149,11 @@ def call_of(node: fx.Node) -> Call | None:
     return Call(node, base_name(node.target), node.target, args, None)
 
 
+def channel_dim(call: Call, rank: int) -> int:
+    """The output-channel dimension of a convolution (``conv2d``: third from the end) or of a linear call."""
+    return rank - 1 if call.op in ("linear", "addmm") else rank - int(call.op[-2]) - 1
+
+
 def _from_template(node: fx.Node, aten: Aten, module: str, x: Any, given: dict[str, Any]) -> Call:
     def fill(value: Any) -> Any:
         if isinstance(value, Activation):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.config.settings import PruningSettings
-from fxcompress.graph.calls import Call, Reference, call_of
+from fxcompress.graph.calls import Call, Reference, call_of, channel_dim
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.rules.axes import Axis
 from fxcompress.rules.convolution import grouped, ungrouped
@@ -89,7 +89,7 @@ def _is_weighted(call: Call) -> bool:
 
 def _layer(module: CompiledModule, flow: Flow, name: str, settings: PruningSettings, call: Call) -> Layer:
     axes = flow.axes(call.node)
-    channels = axes[-1] if call.op == "linear" else axes[len(axes) - int(call.op[-2]) - 1]
+    channels = axes[channel_dim(call, len(axes))]
     bias = call.get("bias")
     prefix = f"{name}." if name else ""
     count = get_tensor(module, f"{prefix}weight").numel()

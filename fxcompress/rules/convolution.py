@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.graph.calls import Call
+from fxcompress.graph.calls import Call, channel_dim
 from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need, Weighted
 from fxcompress.rules.flow import Flow, is_tensor
@@ -24,10 +24,6 @@ from fxcompress.rules.values import Values
 
 def _transposed(call: Call) -> bool:
     return call.op.startswith("conv_transpose")
-
-
-def _channel_dim(call: Call, rank: int) -> int:
-    return rank - int(call.op[-2]) - 1
 
 
 def _is_padded(call: Call) -> bool:
@@ -49,7 +45,7 @@ class Convolution(Rule):
         x = flow.axes(call.args["input"])
         weight = flow.read(call.args["weight"])
         groups = call.args["groups"]
-        channels = _channel_dim(call, len(x))
+        channels = channel_dim(call, len(x))
         outer = self._channels(call, flow, x[channels], weight, groups)
         if is_tensor(call.args["bias"]):
             outer.merge(flow.read(call.args["bias"])[0])
@@ -67,7 +63,7 @@ class Convolution(Rule):
         if _depthwise(groups, sizes):
             x.merge(first)
             return first
-        dim = _channel_dim(call, len(flow.axes(call.args["input"])))
+        dim = channel_dim(call, len(flow.axes(call.args["input"])))
         if groups == 1:
             x.merge(weight[reads])
             flow.reads(call.args["weight"], reads)
@@ -98,7 +94,7 @@ class Convolution(Rule):
         if weight is None:
             return None
         rank = len(values.map.of[call.node])
-        constants = values.slices(call.args["input"], _channel_dim(call, rank))
+        constants = values.slices(call.args["input"], channel_dim(call, rank))
         parameters = (call.args["weight"], call.args["bias"])
         uniform = not _is_padded(call) and not _transposed(call)
         return Weighted(grouped(weight, call), constants, uniform, _editable(values, *parameters))
@@ -111,7 +107,7 @@ class Convolution(Rule):
         weight, bias = values.known(call.args["weight"]), values.known(call.args["bias"])
         if weight is None or (bias is None and call.args["bias"] is not None):
             return
-        dim = _channel_dim(call, len(values.map.of[call.node]))
+        dim = channel_dim(call, len(values.map.of[call.node]))
         if _depthwise(call.args["groups"], tuple(weight.shape[:2])):
             values.set(call.node, dim, self._depthwise_constants(call, values, weight, bias, dim))
             return
@@ -135,8 +131,8 @@ class Convolution(Rule):
     def shrink(self, call: Call, shrink: Shrink) -> None:
         weight_axes = shrink.axes(call.args["weight"])
         x = shrink.axes(call.args["input"])
-        channels = x[_channel_dim(call, len(x))]
-        out = shrink.axes(call.node)[_channel_dim(call, len(x))]
+        channels = x[channel_dim(call, len(x))]
+        out = shrink.axes(call.node)[channel_dim(call, len(x))]
         per_group = weight_axes[1]
         groups = call.args["groups"]
         if groups > 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress import ops
-from fxcompress.graph.calls import Aten, Attribute, Call, Ref, Reference, positions
+from fxcompress.graph.calls import Aten, Attribute, Call, Ref, Reference, channel_dim, positions
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.rules.axes import Axis, AxisMap, Bools
 from fxcompress.rules.flow import Flow
@@ -220,7 +220,7 @@ class Shrink:
         self, call: Call, added: Tensor | None, *, bias: str = "bias", weight: str = "weight"
     ) -> None:
         """Add a float64 vector over all outputs (removed ones too) to the bias, made if there is none."""
-        outputs = self.axes(call.node)[self._channel_dim(call)]
+        outputs = self.axes(call.node)[channel_dim(call, len(self.axes(call.node)))]
         if added is None or not bool((added[torch.from_numpy(self.kept(outputs))] != 0).any()):
             return
         old = call.args[bias]
@@ -246,7 +246,3 @@ class Shrink:
         else:
             aten: Aten = call.node.meta["aten"]
             call.node.meta["aten"] = Aten(aten.target, {**aten.args, "bias": Attribute("bias")})
-
-    def _channel_dim(self, call: Call) -> int:
-        rank = len(self.axes(call.node))
-        return rank - 1 if call.op in ("linear", "addmm") else rank - int(call.op[-2]) - 1
