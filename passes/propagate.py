@@ -121,7 +121,11 @@ class _Liveness:
         return self.kept
 
     def solve(self, round_to: int | None) -> dict[int, Bools]:
-        """Keep what is needed, and at least one slice of every axis."""
+        """Keep what is needed, and at least one slice of every axis.
+
+        Axes are visited against the data flow: what a slice kept for this reason reads is kept first, so that
+        axes further up do not keep another one besides.
+        """
         self.seed()
         for axis in reversed(self._axes):
             if axis.size and not self.kept[id(axis)].any():

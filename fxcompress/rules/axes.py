@@ -118,12 +118,13 @@ class AxisMap:
     """Normalizations and the dimensions their statistics run over: pruning one means restricting them."""
 
     def roots(self) -> list[Axis]:
-        """Every distinct axis, in the order of first appearance."""
+        """Every distinct axis, in the order in which operators use them for the last time."""
         seen: dict[int, Axis] = {}
         for axes in self._all():
             for axis in axes:
                 root = axis.find()
-                seen.setdefault(id(root), root)
+                seen.pop(id(root), None)
+                seen[id(root)] = root
         for relation in self.relations:
             members = relation.factors if isinstance(relation, Product) else (relation.a, relation.b)
             for axis in members:

@@ -100,6 +100,21 @@ def test_an_axis_keeps_at_least_one_slice() -> None:
     assert kept(flow, values, "0.weight", 0) == [0]
 
 
+def test_the_one_slice_kept_of_a_dead_axis_decides_what_is_kept_further_up() -> None:
+    """The last layer reads one dead channel: it stays with what it reads, and nothing else does."""
+    # Circular padding is an operator of its own, and the weight is read at the top of the graph.
+    second = nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), second, nn.Conv2d(4, 4, 1))
+    gone = {"0.weight": [0, 2, 4], "0.bias": [0, 2, 4], "1.weight": [1, 3], "1.bias": [1, 3]}
+    module, _, _ = analyzed(model, image(2, 3, 6, 6), gone)
+    reads_the_dead = torch.tensor([0.0, 1, 0, 1]).view(1, 4, 1, 1).expand(4, 4, 1, 1)
+    insert_masks(module, {"2.weight": reads_the_dead})
+    flow = analyze_axes(module)
+    values = propagate_constants(module, flow)
+    assert kept(flow, values, "2.weight", 1) == [0]
+    assert kept(flow, values, "0.weight", 0) == [1, 3, 5]
+
+
 def test_rounding_keeps_the_first_of_those_that_could_go() -> None:
     _, flow, values = analyzed(mlp(), image(2, 3), {"0.weight": [1, 3, 5], "0.bias": [1, 3, 5]})
     assert kept(flow, values, "0.weight", 0, round_to=3) == [0, 1, 2, 4, 6, 7]
