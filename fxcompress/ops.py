@@ -2,7 +2,7 @@
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
 expression (``call``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``,
-``batch_norm``), and normalizations whose statistics run over the kept channels only.
+``batch_norm``), and normalizations and statistics that run over the kept channels only.
 """
 
 from __future__ import annotations
@@ -104,3 +104,86 @@ def group_norm(
     if bias is not None:
         y = y + (bias * mask).view(shape)
     return y.contiguous()  # as F.group_norm returns it
+
+
+def rms_norm(
+    input: Tensor, mask: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float | None
+) -> Tensor:
+    """RMSNorm over the kept channels of the last axes (``mask`` as for ``layer_norm``; pruned outputs are 0).
+
+    ``y = m · x / √(Σ m·x² / Σ m + eps) · w`` (Zhang, Sennrich 2019, restricted to the kept entries); ``eps``
+    is the smallest step of the dtype where it is ``None``.
+    """
+    kept = input * mask
+    axes = tuple(range(-len(normalized_shape), 0))
+    square = (kept * kept).sum(axes, keepdim=True) / mask.expand(normalized_shape).sum()
+    y = kept * torch.rsqrt(square + (torch.finfo(input.dtype).eps if eps is None else eps))
+    return y if weight is None else y * weight
+
+
+def mean(
+    input: Tensor,
+    mask: Tensor,
+    dim: list[int] | None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Mean over the kept entries of the dimensions ``dim``: ``Σ m·x / Σ m``.
+
+    ``mask`` has one dimension for each entry of ``dim`` (for each dimension of ``input`` where it is
+    ``None``), in their order, of its size or 1.
+    """
+    m, dims = _along(input, mask, dim)
+    x = input if dtype is None else input.to(dtype)
+    return (x * m).sum(dims, keepdim=keepdim) / _count(input, m, dims)
+
+
+def var(
+    input: Tensor,
+    mask: Tensor,
+    dim: list[int] | None,
+    unbiased: bool | None = None,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Tensor:
+    """Variance over the kept entries of the dimensions ``dim`` (``mask`` as for ``mean``):
+    ``Σ m·(x − μ)² / (Σ m − correction)``, with a correction of 1 unless it, or ``unbiased``, says otherwise.
+    """
+    m, dims = _along(input, mask, dim)
+    count = _count(input, m, dims)
+    centred = (input - (input * m).sum(dims, keepdim=True) / count) * m
+    less = (1 if unbiased is None else int(unbiased)) if correction is None else correction
+    return (centred * centred).sum(dims, keepdim=keepdim) / (count - less)
+
+
+def std(
+    input: Tensor,
+    mask: Tensor,
+    dim: list[int] | None,
+    unbiased: bool | None = None,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Tensor:
+    """Square root of ``var``."""
+    return var(input, mask, dim, unbiased, correction, keepdim).sqrt()
+
+
+def _along(input: Tensor, mask: Tensor, dim: list[int] | None) -> tuple[Tensor, list[int]]:
+    """The mask with as many dimensions as ``input``, and the dimensions it lies along."""
+    dims = list(range(input.dim())) if not dim else [d % input.dim() for d in dim]
+    shape = [1] * input.dim()
+    for d, size in zip(dims, mask.shape, strict=True):
+        shape[d] = size
+    order = sorted(range(len(dims)), key=dims.__getitem__)
+    return mask.permute(order).reshape(shape), dims
+
+
+def _count(input: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
+    """How many entries of ``dims`` are kept."""
+    shape = [input.shape[d] if d in dims else 1 for d in range(input.dim())]
+    return mask.expand(shape).sum()
+
+
+RESTRICTED = {f.__name__: f for f in (layer_norm, group_norm, rms_norm, mean, var, std)}
+"""ATen operators that take statistics, and their forms over the kept entries: the parameters are named as the
+operator's, with ``mask`` behind the input."""

@@ -20,7 +20,7 @@ from torch.fx.node import Argument
 
 from fxcompress import ops
 from fxcompress.errors import PassError
-from fxcompress.graph.calls import Aten, Reference, TensorInfo, call_of
+from fxcompress.graph.calls import Aten, Reference, TensorInfo, call_of, operand, positions
 from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor
 from fxcompress.graph.shapes import info
 
@@ -150,26 +150,24 @@ def mask_activation(
 
 
 def restrict_statistics(module: CompiledModule, node: fx.Node, mask: Tensor) -> None:
-    """Make a LayerNorm or GroupNorm take its statistics over the kept entries (``mask`` 1) only.
+    """Make a norm, mean or variance take its statistics over the kept entries (``mask`` 1) only.
 
-    ``mask`` has the normalized shape of a LayerNorm (or expands to it), ``[channels]`` of a GroupNorm.
+    ``mask`` has one dimension for each one the statistics run over (``[channels]`` of a GroupNorm), of its
+    size or 1.
     """
     call = call_of(node)
-    if call is None or call.op not in ("layer_norm", "group_norm"):
+    if call is None or call.op not in ops.RESTRICTED:
         raise PassError(f"{node}: the statistics of {None if call is None else call.op} cannot be restricted")
     like = next((get_tensor(module, r) for _, r in call.refs() if isinstance(r, Reference)), torch.ones(()))
     holder: nn.Module = module if call.module is None else module.get_submodule(call.module)
     attribute = "statistics_mask" if call.module is not None else f"_statistics_mask_{node.name}"
     holder.register_buffer(attribute, mask.to(dtype=like.dtype, device=like.device))
     name = attribute if call.module is None else f"{call.module}.{attribute}"
-    names = ("normalized_shape",) if call.op == "layer_norm" else ("num_groups",)
-    template = node.meta.get("aten", Aten(call.target, {**call.args}))
-    node.meta["unrestricted"] = (call.module, template)
-    args = [call.args["input"], Reference(name), *(call.args[n] for n in names)]
-    args += [call.args["weight"], call.args["bias"], call.args["eps"]]
-    node.args = tuple(_read(module, node, a) for a in args)
-    node.op, node.kwargs = "call_function", {}
-    node.target = ops.layer_norm if call.op == "layer_norm" else ops.group_norm
+    node.meta["unrestricted"] = (call.module, node.meta.get("aten", Aten(call.target, {**call.args})))
+    target = ops.RESTRICTED[call.op]
+    given = {**call.args, "input": operand(call), "mask": Reference(name)}
+    node.args = tuple(_read(module, node, given.get(p)) for p in positions(target))
+    node.op, node.target, node.kwargs = "call_function", target, {}
     node.meta.pop("aten", None)
 
 

@@ -81,6 +81,11 @@ class Call:
                     yield name, unwrap(item)
 
 
+def operand(call: Call) -> Any:
+    """The tensor an operator of one tensor works on; ATen calls it ``input`` or ``self``."""
+    return call.args["input"] if "input" in call.args else call.args["self"]
+
+
 class Reference(str):
     """The qualified name of a tensor (a ``str`` that is not confused with string arguments)."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.graph.calls import Ref, Reference
+from fxcompress.graph.calls import Ref, Reference, call_of, operand
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.passes.axes import analyze_axes
 from fxcompress.passes.insert_masks import insert_masks, mask_activation, restrict_statistics
@@ -62,11 +62,12 @@ def mask_units(module: CompiledModule, flow: Flow, units: Units, pruned: Bools) 
 
 def _restrict_norms(module: CompiledModule, flow: Flow, units: Units, pruned: Bools) -> None:
     for node, dims in flow.map.restricted.items():
-        axes = flow.map.of[node]
+        call = call_of(node)
+        axes = () if call is None else flow.axes(operand(call))
         gone = [_gone(units, axes[d], pruned) for d in dims]
         if all(g is None for g in gone):
             continue
-        mask = torch.ones([axes[d].size for d in dims])
+        mask = torch.ones([1 if rows is None else len(rows) for rows in gone])
         for offset, rows in enumerate(gone):
             if rows is not None:
                 mask.index_fill_(offset, torch.from_numpy(np.flatnonzero(rows)), 0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxcompress.graph.calls import Call, Ref, Reference, TensorInfo
+from fxcompress.graph.calls import Call, Ref, Reference, TensorInfo, operand
 from fxcompress.graph.module import get_tensor
 from fxcompress.graph.shapes import element_info
 from fxcompress.rules.axes import Axis, AxisMap, Contraction, Ints, Link, Obstacle, Product
@@ -124,12 +124,13 @@ class Flow:
     def statistics(self, call: Call, dims: Sequence[int], reason: str, frozen: Axis | None = None) -> None:
         """``call`` takes statistics over ``dims`` of its input: these stay whole (or ``frozen`` does in their
         place), unless the statistics are, or will be, restricted to what is kept."""
-        x = self.axes(call.args["input"])
+        x = self.axes(operand(call))
         mask = call.get("mask")
         if mask is not None:
             value = get_tensor(self.root, mask)
-            for offset, dim in enumerate(dims):
-                if value.shape[offset] == x[dim].size:
+            for offset, (dim, axis) in enumerate(zip(dims, self.read(mask), strict=True)):
+                if axis.size == x[dim].size:
+                    x[dim].merge(axis)
                     rows = value.movedim(offset, 0).reshape(value.shape[offset], -1)
                     self.need(x[dim], (rows != 0).any(1).nonzero().flatten().numpy())
                 else:

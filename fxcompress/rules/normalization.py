@@ -115,18 +115,20 @@ class _AffineOfNormalized(Rule):
 class LayerNorm(_AffineOfNormalized):
     """Statistics over the last dimensions."""
 
+    name = "LayerNorm"
+
     def affine_dims(self, call: Call, rank: int) -> range:
         return range(rank - len(call.args["normalized_shape"]), rank)
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args["input"])
         dims = self.affine_dims(call, len(x))
-        for name in ("weight", "bias", "mask"):
+        for name in ("weight", "bias"):
             if is_tensor(call.get(name)):
                 for dim, axis in zip(dims, flow.read(call.args[name]), strict=True):
                     if axis.size == x[dim].size:
                         x[dim].merge(axis)
-        flow.statistics(call, dims, "LayerNorm statistics run over it")
+        flow.statistics(call, dims, f"{self.name} statistics run over it")
         flow.set(call.node, x)
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
@@ -139,6 +141,20 @@ class LayerNorm(_AffineOfNormalized):
         shrink.unrestrict(call)
 
 
+@rule("rms_norm", "fxcompress.rms_norm")
+class RMSNorm(LayerNorm):
+    """The root mean square of the last dimensions; a zero slice stays zero."""
+
+    name = "RMSNorm"
+
+    def constants(self, call: Call, values: Values) -> None:
+        super().constants(call, values)
+        for dim in range(len(values.map.of[call.node])):
+            zero = values.zero(call.args["input"], dim)
+            if zero is not None:
+                values.set(call.node, dim, torch.where(zero, 0.0, torch.nan).double())
+
+
 @rule("group_norm", "fxcompress.group_norm")
 class GroupNorm(_AffineOfNormalized):
     """Statistics over the channels of a group (dimension 1) and all positions."""
@@ -148,7 +164,7 @@ class GroupNorm(_AffineOfNormalized):
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args["input"])
-        _share(flow, call, x[1], ("weight", "bias", "mask"))
+        _share(flow, call, x[1], ("weight", "bias"))
         flow.freeze(x[2:], call, "statistics over positions")
         groups = Axis(call.args["num_groups"])
         inside = Axis(x[1].size // groups.size)

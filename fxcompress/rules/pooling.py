@@ -7,12 +7,11 @@ that counts its zero padding, and not under padding with another value.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxcompress.graph.calls import Call, TensorInfo
+from fxcompress.graph.calls import Call, TensorInfo, operand
 from fxcompress.rules.axes import Axis
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.registry import Rule, register, rule
@@ -20,13 +19,9 @@ from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
-def _input(call: Call) -> Any:
-    return call.args["input"] if "input" in call.args else call.args["self"]
-
-
 def _pass_positions(call: Call, flow: Flow, spatial: int) -> tuple[Axis, ...] | None:
     """Axes of a result whose last ``spatial`` dimensions are new positions."""
-    x = flow.axes(_input(call))
+    x = flow.axes(operand(call))
     lead = len(x) - spatial
     flow.freeze(x[lead:], call, "positions")
     value = call.node.meta["tensor"]
@@ -50,7 +45,7 @@ class Pool(Rule):
             flow.set(call.node, axes)
 
     def constants(self, call: Call, values: Values) -> None:
-        source = _input(call)
+        source = operand(call)
         digit = re.search(r"(\d)d", call.op)
         lead = len(values.map.of[values.canonical(source)]) - (int(digit.group(1)) if digit else 2)
         index = 0 if isinstance(call.node.meta["tensor"], tuple) else None
@@ -109,7 +104,7 @@ class Pad(Rule):
         if not all(isinstance(p, int) for pair in _pairs(call) for p in pair):
             flow.freeze_call(call, "padding computed from sizes")
             return
-        x = flow.axes(_input(call))
+        x = flow.axes(operand(call))
         made = list(x)
         fresh = flow.fresh(flow.info(call.node))
         for back, (left, right) in enumerate(_pairs(call)):
@@ -125,7 +120,7 @@ class Pad(Rule):
         flow.set(call.node, made)
 
     def constants(self, call: Call, values: Values) -> None:
-        source = _input(call)
+        source = operand(call)
         rank = len(values.map.of[call.node])
         pairs = _pairs(call)
         amount = {rank - 1 - back: pair for back, pair in enumerate(pairs) if any(pair)}
@@ -143,7 +138,7 @@ class Pad(Rule):
             values.set(call.node, dim, given)
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
-        before, after = shrink.axes(_input(call)), shrink.axes(call.node)
+        before, after = shrink.axes(operand(call)), shrink.axes(call.node)
         flat: list[int] = []
         for back, (left, right) in enumerate(_pairs(call)):
             dim = len(before) - 1 - back
@@ -174,7 +169,7 @@ class SubPositions(Rule):
         self._adds = adds
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, made = flow.axes(_input(call)), flow.fresh(flow.info(call.node))
+        x, made = flow.axes(operand(call)), flow.fresh(flow.info(call.node))
         flow.freeze((*x[self._before + 1 :], *made[self._after + 1 :]), call, "positions")
         narrow, wide = x[self._before], made[self._after]
         if not self._widens:
@@ -185,8 +180,8 @@ class SubPositions(Rule):
         flow.set(call.node, (*x[: self._before], *made[self._after :]))
 
     def constants(self, call: Call, values: Values) -> None:
-        before, after = values.map.of[values.canonical(_input(call))], values.map.of[call.node]
-        given = values.slices(_input(call), len(before) + self._before)
+        before, after = values.map.of[values.canonical(operand(call))], values.map.of[call.node]
+        given = values.slices(operand(call), len(before) + self._before)
         if given is None:
             return
         size = after[self._after].size
@@ -211,7 +206,7 @@ class ChannelShuffle(Rule):
     """``[g·k] → [k·g]`` on dimension 1."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
+        x = flow.axes(operand(call))
         groups = Axis(call.args["groups"])
         inside = Axis(x[1].size // groups.size)
         made = list(x)
@@ -222,7 +217,7 @@ class ChannelShuffle(Rule):
         flow.set(call.node, made)
 
     def constants(self, call: Call, values: Values) -> None:
-        given = values.slices(_input(call), 1)
+        given = values.slices(operand(call), 1)
         if given is not None:
             values.set(call.node, 1, given.view(call.args["groups"], -1).t().reshape(-1))
 
@@ -235,7 +230,7 @@ class GridSample(Rule):
     """``[N, C, *] → [N, C, *]`` at positions given by a grid; channels pass through."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, grid = flow.axes(_input(call)), flow.axes(call.args["grid"])
+        x, grid = flow.axes(operand(call)), flow.axes(call.args["grid"])
         made = flow.fresh(flow.info(call.node))
         flow.freeze((*x[2:], *grid, *made[2:]), call, "positions")
         flow.set(call.node, (*x[:2], *made[2:]))

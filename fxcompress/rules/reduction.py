@@ -6,21 +6,18 @@ nothing: a mean over channels divides by their number, a maximum sees every chan
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import torch
 
-from fxcompress.graph.calls import Call, TensorInfo
+from fxcompress.graph.calls import Call, TensorInfo, operand
 from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need
 from fxcompress.rules.flow import Flow, dim_of
 from fxcompress.rules.registry import Rule, register, rule
+from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
-
-
-def _input(call: Call) -> Any:
-    return call.args["self"] if "self" in call.args else call.args["input"]
 
 
 def _dims(call: Call, rank: int) -> list[int]:
@@ -46,11 +43,11 @@ class Reduction(Rule):
         return None
 
     def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
-        axes = flow.axes(_input(call))
+        axes = flow.axes(operand(call))
         flow.freeze([axes[d] for d in dims], call, f"{call.op} over it")
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
+        x = flow.axes(operand(call))
         self.reduced(call, flow, _dims(call, len(x)))
         kept = _kept_dims(call, len(x))
         value = call.node.meta["tensor"]
@@ -64,9 +61,9 @@ class Reduction(Rule):
             flow.set_several(call.node, [made] * len(several))
 
     def constants(self, call: Call, values: Values) -> None:
-        rank = len(values.map.of[values.canonical(_input(call))])
+        rank = len(values.map.of[values.canonical(operand(call))])
         for dim, target in _kept_dims(call, rank).items():
-            given = values.slices(_input(call), dim)
+            given = values.slices(operand(call), dim)
             result = None if given is None else self.of_constant(call, given)
             if isinstance(call.node.meta["tensor"], TensorInfo):
                 values.set(call.node, target, result)
@@ -86,21 +83,44 @@ class KeepsZero(Reduction):
         return torch.where(given == 0, 0.0, torch.nan)
 
 
-for _op in ("mean", "amax", "amin", "median", "max", "min"):
+@rule("mean", "fxcompress.mean")
+class Mean(KeepsConstant):
+    """A mean divides by how many slices there are: they stay, or it is restricted to those that do."""
+
+    def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
+        flow.statistics(call, dims, f"{call.op.removeprefix('fxcompress.')} over it")
+
+    def shrink(self, call: Call, shrink: Shrink) -> None:
+        shrink.unrestrict(call)
+
+
+for _op in ("amax", "amin", "median", "max", "min"):
     register(_op, KeepsConstant())
-for _op in ("linalg_vector_norm", "norm", "var", "std", "any", "prod", "nansum", "count_nonzero"):
+for _op in ("norm", "any", "prod", "nansum", "count_nonzero"):
     register(_op, KeepsZero())
 for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean", "aminmax", "mode"):
     register(_op, Reduction())
 
 
-@rule("sum")
+@rule("var", "std", "fxcompress.var", "fxcompress.std")
+class Variance(Mean):
+    """Variance and standard deviation; those of a constant slice are zero."""
+
+    def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
+        return torch.where(given == 0, 0.0, torch.nan)
+
+
+@rule("sum", "linalg_vector_norm")
 class Sum(KeepsZero):
-    """A sum: zero slices may go."""
+    """Sums, also of powers as in norms: zero slices may go."""
 
     def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
+        order = call.get("ord", 2)
+        if order <= 0 or order == math.inf:
+            super().reduced(call, flow, dims)
+            return
         for dim in dims:
-            flow.contract(call, _input(call), dim)
+            flow.contract(call, operand(call), dim)
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         zero = values.zero(contraction.source, contraction.dim)
@@ -112,7 +132,7 @@ class AlongOne(Rule):
     """Softmax and cumulative operators: the dimension they run along stays, the others pass."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(_input(call))
+        x = flow.axes(operand(call))
         if x:
             flow.freeze([x[d] for d in _dims(call, len(x))], call, f"{call.op} along it")
         if isinstance(call.node.meta["tensor"], TensorInfo):
@@ -125,7 +145,7 @@ class AlongOne(Rule):
             return
         rank = len(values.map.of[call.node])
         for dim in range(rank):
-            given = values.slices(_input(call), dim)
+            given = values.slices(operand(call), dim)
             if given is not None and dim not in _dims(call, rank):
                 values.set(call.node, dim, torch.where(given == 0, 0.0, torch.nan))
 

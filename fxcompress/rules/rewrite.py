@@ -128,40 +128,35 @@ class Shrink:
                     setattr(module, name, value)
 
     def unrestrict(self, call: Call) -> None:
-        """Turn a restricted normalization whose every kept channel counts back into the plain one."""
+        """Turn restricted statistics of which every kept channel counts back into the plain ones."""
         mask = call.get("mask")
         if mask is None:
             return
         value = self.values.known(mask)
         if value is None:
-            raise ValueError(f"{call.node}: the mask of a restricted normalization must be a buffer")
+            raise ValueError(f"{call.node}: the mask of restricted statistics must be a buffer")
         for dim, axis in enumerate(self.axes(mask)):
             value = value.index_select(dim, torch.from_numpy(np.flatnonzero(self.kept(axis))))
-        plain: tuple[str | None, Aten] = call.node.meta["unrestricted"]
         if not bool((value != 0).all()):
             return
+        plain: tuple[str | None, Aten] = call.node.meta["unrestricted"]
         module, aten = plain
         node = call.node
-        source = node.args[0]
-        literals: dict[str, Any] = {
-            name: node.args[positions(node.target)[name]]
-            for name in ("normalized_shape", "num_groups")
-            if name in call.args
-        }
-        if module is not None:
-            node.op, node.target, node.args, node.kwargs = "call_module", module, (source,), {}
-            node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
-            owner = self.module.get_submodule(module)
-            if "normalized_shape" in literals:
-                owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[assignment]
-            else:
-                owner.num_groups = literals["num_groups"]
-                owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
-        else:
-            bound: dict[str, Any] = {**aten.args, **literals}
-            for name in ("input", "weight", "bias"):
-                bound[name] = node.args[positions(node.target)[name]]
+        now: dict[str, Any] = dict(zip(positions(node.target), node.args, strict=True))
+        now["self"] = now["input"]
+        if module is None:
+            bound = {name: now.get(name, given) for name, given in aten.args.items()}
             node.target, node.args, node.kwargs = aten.target, (), bound
+            return
+        literals = {name: now[name] for name in ("normalized_shape", "num_groups") if name in now}
+        node.op, node.target, node.args, node.kwargs = "call_module", module, (now["input"],), {}
+        node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
+        owner = self.module.get_submodule(module)
+        if "normalized_shape" in literals:
+            owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[assignment]
+        else:
+            owner.num_groups = literals["num_groups"]
+            owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
 
     def size(self, before: fx.Node, given: Any, axis: Axis) -> Any:
         """A literal or computed size, scaled from the old size of ``axis`` to the kept one."""

@@ -174,6 +174,8 @@ NORMALIZATION: dict[str, Sample] = {
     "instance_norm": _layer(lambda: nn.InstanceNorm2d(8, affine=True)),
     "layer_norm": _layer(lambda: nn.LayerNorm(8), 0, keeps=True),
     "fxcompress.layer_norm": _layer(lambda: nn.LayerNorm(8), 0, restricted=True),
+    "rms_norm": _layer(lambda: nn.RMSNorm(8), 0, keeps=True),
+    "fxcompress.rms_norm": _layer(lambda: nn.RMSNorm(8), 0, restricted=True),
     "group_norm": _layer(lambda: nn.GroupNorm(4, 8), keeps=True),
     "fxcompress.group_norm": _layer(lambda: nn.GroupNorm(2, 8), restricted=True),
 }
@@ -277,6 +279,9 @@ RESHAPING: dict[str, Sample] = {
 
 REDUCTION: dict[str, Sample] = {
     "mean": _op(lambda x: x.mean((2, 3))),
+    "fxcompress.mean": _op(lambda x: x * x.square().mean(-1, keepdim=True), 0, restricted=True),
+    "fxcompress.var": _op(lambda x: x / x.var(1, keepdim=True).add(0.1), restricted=True),
+    "fxcompress.std": _op(lambda x: x / x.std((1, 2), correction=0)[:, None, None], restricted=True),
     "amax": _op(lambda x: x.amax((2, 3))),
     "amin": _op(lambda x: x.amin(2)),
     "median": _op(lambda x: x.median(2)[0], keeps=True),
