@@ -13,6 +13,7 @@ from fxcompress.rules import (
     normalization,
     pointwise,
     pooling,
+    recurrent,
     reduction,
     reshaping,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "normalization",
     "pointwise",
     "pooling",
+    "recurrent",
     "reduction",
     "reshaping",
 ]

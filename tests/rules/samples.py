@@ -168,6 +168,39 @@ LINEAR: dict[str, Sample] = {
     ),
 }  # fmt: skip
 
+
+def _recurrent(make: Callable[[], nn.Module]) -> Sample:
+    def body(m: Any, x: Tensor) -> Tensor:
+        result: Tensor = m.layer(x.mT)[0]
+        return result
+
+    return Sample(body, 1, axis=2, layers={"layer": make})
+
+
+def _cell(make: Callable[[], nn.Module]) -> Sample:
+    def body(m: Any, x: Tensor) -> Tensor:
+        state = m.layer(x)
+        result: Tensor = state[0] * state[1] if isinstance(state, tuple) else state
+        return result
+
+    return Sample(body, 0, layers={"layer": make})
+
+
+RECURRENT: dict[str, Sample] = {
+    "lstm.input": replace(_recurrent(lambda: nn.LSTM(8, 6, 2, batch_first=True)), captured="lstm"),
+    "gru.input": replace(
+        _recurrent(lambda: nn.GRU(8, 6, bidirectional=True, batch_first=True)), captured="gru"
+    ),
+    "rnn_tanh.input": replace(_recurrent(lambda: nn.RNN(8, 6, batch_first=True)), captured="rnn_tanh"),
+    "rnn_relu.input": replace(
+        _recurrent(lambda: nn.RNN(8, 6, 2, nonlinearity="relu", batch_first=True)), captured="rnn_relu"
+    ),
+    "lstm_cell": _cell(lambda: nn.LSTMCell(8, 6)),
+    "gru_cell": _cell(lambda: nn.GRUCell(8, 6)),
+    "rnn_tanh_cell": _cell(lambda: nn.RNNCell(8, 6)),
+    "rnn_relu_cell": _cell(lambda: nn.RNNCell(8, 6, nonlinearity="relu")),
+}
+
 NORMALIZATION: dict[str, Sample] = {
     "batch_norm": _layer(lambda: nn.BatchNorm2d(8)),
     "fxcompress.batch_norm": _layer(lambda: InlinedNorm(8)),
@@ -386,6 +419,7 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "pointwise": POINTWISE,
     "convolution": CONVOLUTION,
     "linear": LINEAR,
+    "recurrent": RECURRENT,
     "normalization": NORMALIZATION,
     "pooling": POOLING,
     "joining": JOINING,
