@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tests.comparing import run
 from tests.generator import KINDS, random_case, render
 from tests.generator.pruning import KNOBS, random_pruning
 from tests.generator.reduction import Case, reduce
@@ -59,7 +60,7 @@ def examine(seed: int, reduction_seconds: float) -> Outcome:
     started = time.monotonic()
     try:
         network, pruning = random_case(seed)
-        network.model()(*network.inputs())
+        run(network.model(), network.inputs())
     except Exception as error:
         return Outcome(seed, "generator error", summary=f"{type(error).__name__}: {error}")
     verdict, law, summary, file = "passed", "", "", ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
+
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]  # positional, or by keyword
+
+
+def call(module: nn.Module, inputs: Inputs) -> Any:
+    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+
+
+def map_floats(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """`inputs` with `change` made to those that are floating-point (token ids stay)."""
+    if isinstance(inputs, dict):
+        return {name: change(x) if x.is_floating_point() else x for name, x in inputs.items()}
+    return tuple(change(x) if x.is_floating_point() else x for x in inputs)
 
 
 def relative_error(got: Any, expected: Any) -> float:
@@ -35,7 +48,7 @@ def require_close(what: str, got: Any, expected: Any, tolerance: float) -> None:
     assert error <= tolerance, f"{what}: relative error {error:.2e}, allowed {tolerance:.0e}"
 
 
-def amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+def amplification(model: nn.Module, inputs: Inputs) -> float:
     """How many times larger than a relative change of all numbers the change of the output is."""
     step = 1e-12
     twin = copy.deepcopy(model)
@@ -43,10 +56,10 @@ def amplification(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     with torch.no_grad():
         for tensor in twin.parameters():
             tensor.mul_(1 + step * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-        moved = tuple(
-            x * (1 + step * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in inputs
+        moved = map_floats(
+            lambda x: x * (1 + step * torch.randn(x.shape, generator=generator, dtype=x.dtype)), inputs
         )
-        return relative_error(twin(*moved), model(*inputs)) / step
+        return relative_error(call(twin, moved), call(model, inputs)) / step
 
 
 @contextmanager
@@ -60,17 +73,17 @@ def mode(module: nn.Module, *, train: bool) -> Iterator[nn.Module]:
             child.training = training
 
 
-def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def run(module: nn.Module, inputs: Inputs) -> Any:
     """The eval-mode output without gradients."""
     with mode(module, train=False), torch.no_grad():
-        return module(*inputs)
+        return call(module, inputs)
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def count_flops(module: nn.Module, inputs: Inputs) -> int:
     with FlopCounterMode(display=False) as counter:
         run(module, inputs)
     return int(counter.get_total_flops())

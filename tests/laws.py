@@ -22,7 +22,17 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 import fxcompress
-from tests.comparing import amplification, count_flops, count_parameters, relative_error, require_close, run
+from tests.comparing import (
+    Inputs,
+    amplification,
+    call,
+    count_flops,
+    count_parameters,
+    map_floats,
+    relative_error,
+    require_close,
+    run,
+)
 from tests.generator import Network, Pruning
 from tests.generator.masks import make_masks
 from tests.generator.pruning import prunable
@@ -66,7 +76,7 @@ class Subject:
         return self.network.model()
 
     @cached_property
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self) -> Inputs:
         return self.network.inputs()
 
     @cached_property
@@ -148,11 +158,11 @@ def law_train_mode(subject: Subject) -> None:
     eager, captured = copy.deepcopy(subject.model).train(), copy.deepcopy(subject.captured).train()
     try:
         torch.manual_seed(0)
-        expected = eager(*subject.inputs)
+        expected = call(eager, subject.inputs)
     except ValueError:  # BatchNorm refuses one value per channel in train mode
         return
     torch.manual_seed(0)
-    require_close("train mode", captured(*subject.inputs), expected, EXACT)
+    require_close("train mode", call(captured, subject.inputs), expected, EXACT)
     trained = dict(captured.named_buffers())
     for name, buffer in eager.named_buffers():
         torch.testing.assert_close(trained[name], buffer, rtol=EXACT, atol=EXACT, msg=f"{name} after a step")
@@ -203,7 +213,7 @@ def law_exact_single(subject: Subject) -> None:
     """Law 1 in float32, on a model that was float32 all along; checked for every fourth network."""
     if subject.network.seed % 4 or amplification(subject.model, subject.inputs) > SINGLE_AMPLIFICATION:
         return
-    model, inputs = copy.deepcopy(subject.model).float(), tuple(x.float() for x in subject.inputs)
+    model, inputs = copy.deepcopy(subject.model).float(), map_floats(Tensor.float, subject.inputs)
     if subject.pruning.masks:
         masks = {name: {k: m.float() for k, m in tensors.items()} for name, tensors in subject.masks.items()}
         reference, small = apply_masks(model, masks), fxcompress.speedup(model, inputs, masks=masks)
@@ -295,10 +305,10 @@ def law_training(subject: Subject) -> None:
         assert relative_error(first, second) == 0, f"{label}: eval mode is random after training"
 
 
-def _step(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[str]:
+def _step(model: nn.Module, inputs: Inputs) -> set[str]:
     """One SGD step; the names of parameters without a finite gradient."""
     torch.manual_seed(0)
-    leaves = tree_flatten(model(*inputs))[0]
+    leaves = tree_flatten(call(model, inputs))[0]
     torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
     named = dict(model.named_parameters())
     torch.optim.SGD(named.values(), lr=1e-4).step()

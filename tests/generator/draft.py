@@ -28,10 +28,14 @@ LIVE_BATCH = 3
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the drafted network: its variable name and its shape, batch first, channels second."""
+    """A tensor of the drafted network: its variable name and its shape, batch first.
+
+    As a map its channels are the second axis; as `tokens` its features are the last of three axes.
+    """
 
     name: str
     shape: tuple[int, ...]
+    tokens: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -48,6 +52,40 @@ class Value:
     @property
     def space(self) -> tuple[int, ...]:
         return self.shape[2:]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.shape[1]
+
+    @property
+    def features(self) -> int:
+        """Features of a token."""
+        return self.shape[2]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the model: its shape without the batch axis, its layout, the vocabulary of token ids.
+
+    A map is [C, *space], tokens are [T, features]; token ids ([T], integers) have a `vocabulary`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    tokens: bool = False
+    vocabulary: int = 0
+
+    def code(self, batch: int, seed: int, grow: int = 0) -> str:
+        """An expression that makes the input, each spatial axis (or the token count) larger by `grow`."""
+        fixed = 0 if self.vocabulary or self.tokens else 1
+        axes = range(len(self.shape))
+        last = len(self.shape) - 1 if self.tokens else len(self.shape)
+        shape = (batch, *(n + grow * (fixed <= i < last) for i, n in zip(axes, self.shape, strict=True)))
+        generator = f"generator=torch.Generator().manual_seed({seed})"
+        if self.vocabulary:
+            return f"torch.randint({self.vocabulary}, {shape}, {generator})"
+        return f"torch.randn({shape}, dtype=torch.float64, {generator})"
 
 
 @dataclass(frozen=True)
@@ -72,8 +110,9 @@ class Draft:
     layers: list[tuple[str, int, int]] = field(
         default_factory=list
     )  # name, rank, in channels: reusable convs
-    inputs: list[Value] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
+    tokens: bool = False  # the layout of what is emitted
     _knobs: list[int] = field(default_factory=list)
     _count: int = 0
 
@@ -98,21 +137,26 @@ class Draft:
         return self.pick([d for d in range(1, number + 1) if number % d == 0 and d > above])
 
     def partner(self, value: Value) -> Value:
-        """Another value of the same shape; `Skip` where there is none."""
-        return self.pick(
-            [other for other in reversed(self.values) if other.shape == value.shape and other != value]
-        )
+        """Another value of the same shape and layout; `Skip` where there is none."""
+        alike = [v for v in reversed(self.values) if (v.shape, v.tokens) == (value.shape, value.tokens)]
+        return self.pick([other for other in alike if other != value])
+
+    @property
+    def visible(self) -> list[Value]:
+        """The values of the layout that the present step reads."""
+        return [value for value in self.values if value.tokens == self.tokens]
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def input(self, shape: Sequence[int]) -> Value:
-        """A new model input of `shape` (without the batch axis)."""
-        value = Value(f"x{self._count}", (LIVE_BATCH, *shape))
+    def input(self, shape: Sequence[int], *, tokens: bool = False, vocabulary: int = 0) -> Value:
+        """A new model input of `shape` (without the batch axis); steps see no token ids."""
+        new = Input(f"x{self._count}", tuple(shape), tokens, vocabulary)
         self._count += 1
-        generator = torch.Generator().manual_seed(self.seed + len(self.inputs))
-        self.scope[value.name] = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        self.inputs.append(value)
-        self.values.append(value)
+        self.scope[new.name] = eval(new.code(LIVE_BATCH, self.seed + len(self.inputs)), self.scope)
+        self.inputs.append(new)
+        value = Value(new.name, (LIVE_BATCH, *shape), tokens)
+        if not vocabulary:
+            self.values.append(value)
         return value
 
     def attribute(self, stem: str, code: str) -> str:
@@ -135,6 +179,14 @@ class Draft:
         """A free parameter of `shape`."""
         return self.attribute("weight", f"nn.Parameter(torch.ones({', '.join(map(str, shape))}))")
 
+    def buffer(self, code: str, *, persistent: bool = True) -> str:
+        """A registered buffer; returns `self.<name>`."""
+        name = f"buffer{self._count}"
+        self._count += 1
+        kept = "" if persistent else ", persistent=False"
+        self.statement(f"self.register_buffer('{name}', {code}{kept})", f"self.{name}")
+        return f"self.{name}"
+
     def statement(self, code: str, target: str) -> None:
         """Any further line of `__init__` that redefines `target`."""
         exec(code, self.scope)
@@ -156,10 +208,28 @@ class Draft:
         self._count += 1
         return self._run([name], code.replace("OUT", name))[0]
 
+    def local(self, code: str) -> str:
+        """`x<n> = code` in `forward`, of any shape; steps of other kinds do not see it."""
+        return self.locals(code, 1)[0]
+
+    def locals(self, code: str, count: int) -> tuple[str, ...]:
+        """`x<n>, x<n+1>, ... = code` in `forward`, likewise."""
+        names = tuple(f"x{self._count + i}" for i in range(count))
+        self._count += count
+        self._write(names, f"{', '.join(names)} = {code}")
+        return names
+
+    def shape(self, name: object) -> tuple[int, ...]:
+        """The live shape of a variable or attribute."""
+        return tuple(eval(str(name), self.scope).shape)
+
     def _run(self, names: Sequence[str], code: str) -> tuple[Value, ...]:
+        self._write(names, code)
+        return tuple(self._admit(name) for name in names)
+
+    def _write(self, names: Sequence[str], code: str) -> None:
         exec(code, self.scope)
         self.forward.append(Line(tuple(names), code))
-        return tuple(self._admit(name) for name in names)
 
     def _admit(self, name: str) -> Value:
         tensor = self.scope[name]
@@ -168,12 +238,13 @@ class Draft:
             raise Skip
         if tensor.is_floating_point() and not bool((tensor.detach().abs() < LARGEST_VALUE).all()):
             raise Skip
-        return Value(name, shape)
+        return Value(name, shape, self.tokens and len(shape) == 3)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Take back what the body writes if it skips, torch refuses it, or it writes to an input."""
         before = len(self.init), len(self.forward), len(self.layers), list(self.values), set(self.flags)
+        inputs, tokens = len(self.inputs), self.tokens
         try:
             yield
             if any(self.scope[value.name]._version for value in self.inputs):
@@ -181,4 +252,7 @@ class Draft:
         except (Skip, RuntimeError, ValueError, IndexError):
             del self.init[before[0] :], self.forward[before[1] :], self.layers[before[2] :]
             self.values, self.flags = before[3], before[4]
+            del self.inputs[inputs:]
             raise Skip from None
+        finally:
+            self.tokens = tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.generator.draft import Draft, Value
-from tests.generator.registry import require, step
+from tests.generator.registry import ANY, require, step
 
 ARITHMETIC = (
     "{a} + {b}", "{a} - {b}", "{a} * {b}", "torch.add({a}, {b}, alpha=0.5)", "{a} / ({b}.abs() + 0.5)",
@@ -14,13 +14,13 @@ ARITHMETIC = (
 )  # fmt: skip
 
 
-@step(weight=7)
+@step(weight=7, reads=ANY)
 def arithmetic(draft: Draft, x: Value) -> Value:
     other = draft.partner(x)
     return draft.emit(draft.pick(("{a} + {b}", *ARITHMETIC)).format(a=x, b=other))
 
 
-@step(weight=2)
+@step(weight=2, reads=ANY)
 def add_in_place(draft: Draft, x: Value) -> Value:
     other = draft.partner(x)
     code = draft.pick(("{a} += {b}", "{a} *= {b}", "{a} -= {b}")).format(a="OUT", b=other)
@@ -33,11 +33,11 @@ def add_in_place(draft: Draft, x: Value) -> Value:
 def broadcast_vector(draft: Draft, x: Value) -> Value:
     """A [N, C] or [N, C, 1, 1] value joined with one that has space."""
     require(x.rank >= 1)
-    others = [v for v in reversed(draft.values) if v.channels in (1, x.channels)]
+    others = [v for v in reversed(draft.visible) if v.channels in (1, x.channels)]
     vectors = [v for v in others if v.rank == 0 or (v.rank == x.rank and set(v.space) == {1} and v != x)]
     if not vectors:
         pooled = draft.emit(
-            f"{draft.values[0]}.flatten(2).mean(2)" if draft.values[0].rank else f"{draft.values[0]}"
+            f"{draft.visible[0]}.flatten(2).mean(2)" if draft.visible[0].rank else f"{draft.visible[0]}"
         )
         layer = draft.module(f"nn.Linear({pooled.channels}, {x.channels})")
         vectors = [draft.emit(f"{layer}({pooled})")]
@@ -57,7 +57,7 @@ def mix_channels(draft: Draft, x: Value) -> Value:
 @step(weight=6)
 def cat_channels(draft: Draft, x: Value) -> Value:
     """Concatenation along channels, sometimes with itself, sometimes of three."""
-    fitting = [v for v in reversed(draft.values) if v.space == x.space and v.rank == x.rank]
+    fitting = [v for v in reversed(draft.visible) if v.space == x.space and v.rank == x.rank]
     others = [draft.pick(fitting) for _ in range(draft.pick((1, 1, 2)))]
     require(sum(v.channels for v in others) + x.channels <= 24)
     names = [str(v) for v in (x, *others)]
@@ -68,7 +68,7 @@ def cat_channels(draft: Draft, x: Value) -> Value:
 @step(weight=2)
 def cat_space(draft: Draft, x: Value) -> Value:
     require(x.rank >= 1)
-    others = [v for v in reversed(draft.values) if v.shape[:-1] == x.shape[:-1]]
+    others = [v for v in reversed(draft.visible) if v.shape[:-1] == x.shape[:-1]]
     return draft.emit(f"torch.cat([{x}, {draft.pick(others)}], dim=-1)")
 
 

@@ -106,6 +106,6 @@ def spatial_attention(draft: Draft, x: Value) -> Value:
 @step(weight=1)
 def bilinear(draft: Draft, x: Value) -> Value:
     require(x.rank == 0)
-    other = draft.pick([v for v in reversed(draft.values) if v.rank == 0])
+    other = draft.pick([v for v in reversed(draft.visible) if v.rank == 0])
     layer = draft.module(f"nn.Bilinear({x.channels}, {other.channels}, {draft.pick(WIDTHS)})")
     return draft.emit(f"{layer}({x}, {other})")

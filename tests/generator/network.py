@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.generator.draft import Draft, Line, Value
+from tests.comparing import Inputs
+from tests.generator.draft import Draft, Input, Line, Value
+from tests.generator.embedding import embed
 from tests.generator.randomize import randomize
-from tests.generator.registry import KINDS, Skip, require
+from tests.generator.registry import KINDS, MAPS, TOKENS, Skip, require
 from tests.generator.spec import Spec, Step
+from tests.generator.tokens import FEATURES, as_map, as_tokens
 
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
 OPERANDS_TRIED = 6  # a step that does not apply to the value it names tries older ones
@@ -24,15 +27,15 @@ SPACES = {1: ((6,), (9,), (8,), (7,)), 2: ((6, 6), (8, 8), (7, 5), (4, 4), (9, 8
 class Network:
     """A generated network.
 
-    `input_shapes` leave the batch axis out; `kinds` are the step kinds that took effect, in order; `flags`
-    hold "fixed size" (the model runs at this resolution only) and "functional randomness" (train mode draws
-    random numbers outside any module).
+    `arguments` are the model's inputs; `kinds` are the step kinds that took effect, in order; `flags` hold
+    "fixed size" (the model runs at this resolution only), "functional randomness" (train mode draws random
+    numbers outside any module) and "keyword inputs" (the model is called with keywords).
     """
 
     spec: Spec
     seed: int
     source: str
-    input_shapes: tuple[tuple[int, ...], ...]
+    arguments: tuple[Input, ...]
     kinds: tuple[str, ...]
     flags: frozenset[str]
 
@@ -55,14 +58,13 @@ class Network:
         """An instance with randomized numbers, float64, eval mode."""
         return randomize(self.build(), self.seed).eval()
 
-    def inputs(self, batch: int = 3, grow: int = 0, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        """Random float64 inputs with `batch` samples, each spatial axis larger by `grow`."""
-        shapes = [(batch, shape[0], *(n + grow for n in shape[1:])) for shape in self.input_shapes]
-        generators = [torch.Generator().manual_seed(self.seed + 1000 * seed + i) for i in range(len(shapes))]
-        return tuple(
-            torch.randn(shape, generator=generator, dtype=torch.float64)
-            for shape, generator in zip(shapes, generators, strict=True)
-        )
+    def inputs(self, batch: int = 3, grow: int = 0, seed: int = 0) -> Inputs:
+        """Random inputs with `batch` samples, each spatial axis (token count) larger by `grow`."""
+        made = {
+            argument.name: eval(argument.code(batch, self.seed + 1000 * seed + i, grow), {"torch": torch})
+            for i, argument in enumerate(self.arguments)
+        }
+        return made if "keyword inputs" in self.flags else tuple(made.values())
 
 
 def render(spec: Spec, seed: int = 0) -> Network:
@@ -75,8 +77,7 @@ def render(spec: Spec, seed: int = 0) -> Network:
             kinds.append(item.kind)
     outputs = _finish(draft, spec.head)
     source = _source(draft, outputs)
-    shapes = tuple(value.shape[1:] for value in draft.inputs)
-    return Network(spec, seed, source, shapes, tuple(kinds), frozenset(draft.flags))
+    return Network(spec, seed, source, tuple(draft.inputs), tuple(kinds), frozenset(draft.flags))
 
 
 def _apply(draft: Draft, item: Step, source: int) -> bool:
@@ -84,7 +85,12 @@ def _apply(draft: Draft, item: Step, source: int) -> bool:
     draft.turn(item.knobs)
     try:
         with draft.attempt():
-            result = KINDS[item.kind].function(draft, draft.values[-1 - source % len(draft.values)])
+            x = draft.values[-1 - source % len(draft.values)]
+            draft.tokens, kind = x.tokens, KINDS[item.kind]
+            if (kind.reads, x.tokens) in ((TOKENS, False), (MAPS, True)):
+                x = (as_map if x.tokens else as_tokens)(draft, x)
+                draft.values.append(x)
+            result = kind.function(draft, x)
             draft.values += result if isinstance(result, tuple) else [result]
     except Skip:
         return False
@@ -94,7 +100,28 @@ def _apply(draft: Draft, item: Step, source: int) -> bool:
 def _start(draft: Draft, knobs: Sequence[int]) -> None:
     """Inputs and a first layer, so that there is something to prune."""
     draft.turn(knobs)
-    rank = draft.pick((2, 2, 2, 0, 1, 3, 2, 0))
+    start = draft.pick((2, 2, 2, 0, 1, 3, 2, 0, "ids", "ids", "tokens", "ids"))
+    if draft.pick((False, False, False, True)):
+        draft.flags.add("keyword inputs")
+    if isinstance(start, str):
+        _start_tokens(draft, start)
+    else:
+        _start_map(draft, start)
+
+
+def _start_tokens(draft: Draft, start: str) -> None:
+    """Token ids with their embedding, or tokens with a projection."""
+    draft.tokens = True
+    if start == "ids":
+        draft.values.append(embed(draft))
+        return
+    x = draft.input((draft.pick((6, 8, 5, 9)), draft.pick((4, 6, 3))), tokens=True)
+    draft.values.append(
+        draft.emit(f"{draft.module(f'nn.Linear({x.features}, {draft.pick(FEATURES)})')}({x})")
+    )
+
+
+def _start_map(draft: Draft, rank: int) -> None:
     space = draft.pick(SPACES[rank]) if rank else ()
     x = draft.input((draft.pick((3, 4, 2, 6)), *space))
     width = draft.pick((6, 8, 4, 12, 5))
@@ -118,13 +145,15 @@ def _finish(draft: Draft, knobs: Sequence[int]) -> str:
     x = draft.values[-1]
     try:
         with draft.attempt():
+            draft.tokens = x.tokens
             draft.values.append(_head(draft, x, head))
     except Skip:
         pass
-    if all(value in draft.inputs for value in draft.values):  # everything else was taken back or consumed
-        draft.values.append(draft.emit(f"{draft.inputs[0]} * 1.5"))
+    given = {argument.name for argument in draft.inputs}
+    if all(value.name in given for value in draft.values):  # everything else was taken back or consumed
+        draft.values.append(draft.emit(f"{draft.values[0]} * 1.5"))
     last, other = draft.values[-1], draft.values[draft.pick(range(len(draft.values)))]
-    if form == 0 or other == last or other in draft.inputs:
+    if form == 0 or other == last or other.name in given:
         return str(last)
     return (f"{last}, {other}", f"{{'logits': {last}, 'features': {other}}}", f"[{other}, ({last},)]")[
         form - 1
@@ -133,6 +162,9 @@ def _finish(draft: Draft, knobs: Sequence[int]) -> str:
 
 def _head(draft: Draft, x: Value, head: str) -> Value:
     classes = draft.pick((3, 5, 2))
+    if x.tokens and head in ("pool", "conv"):
+        pooled = {"pool": f"{x}.mean(dim=1)", "conv": f"{x}[:, {draft.pick((0, -1))}]"}[head]
+        return draft.emit(f"{draft.module(f'nn.Linear({x.features}, {classes})')}({pooled})")
     if head == "conv":
         require(1 <= x.rank <= 3)
         return draft.emit(f"{draft.module(f'nn.Conv{x.rank}d({x.channels}, {classes}, 1)')}({x})")
@@ -150,7 +182,7 @@ def _source(draft: Draft, outputs: str) -> str:
     ending = Line((), f"return {outputs}")
     forward = _needed(draft.forward, [ending])
     init = _needed(draft.init, forward)
-    arguments = ", ".join(value.name for value in draft.inputs)
+    arguments = ", ".join(argument.name for argument in draft.inputs)
     body = [f"{HEADER}\n\nclass Network(nn.Module):", "    def __init__(self):", "        super().__init__()"]
     body += [f"        {line.code}" for line in init]
     body += ["", f"    def forward(self, {arguments}):"]

@@ -7,7 +7,7 @@ Discontinuous ones (comparisons, rounding, shrinking) have thresholds that rando
 from __future__ import annotations
 
 from tests.generator.draft import Draft, Value
-from tests.generator.registry import require, step
+from tests.generator.registry import ANY, require, step
 
 MODULES = (
     "ReLU()", "ReLU6()", "Sigmoid()", "Tanh()", "GELU()", "GELU(approximate='tanh')", "SiLU()", "Hardswish()",
@@ -51,12 +51,12 @@ METHODS_IN_PLACE = (
 )  # fmt: skip
 
 
-@step(weight=10)
+@step(weight=10, reads=ANY)
 def activation(draft: Draft, x: Value) -> Value:
     return draft.emit(f"{draft.module(f'nn.{draft.pick(MODULES)}')}({x})")
 
 
-@step(weight=7)
+@step(weight=7, reads=ANY)
 def function(draft: Draft, x: Value) -> Value:
     # Two knobs, so that the long table is reached evenly.
     row = draft.pick(range(0, len(FUNCTIONS), 8))
@@ -69,14 +69,14 @@ def prelu(draft: Draft, x: Value) -> Value:
     return draft.emit(f"{draft.module(f'nn.PReLU({options})')}({x})")
 
 
-@step(weight=3)
+@step(weight=3, reads=ANY)
 def activation_in_place(draft: Draft, x: Value) -> Value:
     out = draft.emit(f"{draft.module(f'nn.{draft.pick(IN_PLACE)}')}({x})")
     draft.values.remove(x)
     return out
 
 
-@step(weight=2)
+@step(weight=2, reads=ANY)
 def method_in_place(draft: Draft, x: Value) -> Value:
     out = draft.emit(draft.pick(METHODS_IN_PLACE).format(x=x))
     draft.values.remove(x)

@@ -93,7 +93,7 @@ def interpolate(draft: Draft, x: Value) -> Value:
 def resize_like(draft: Draft, x: Value) -> Value:
     """Resize to another value's space, as U-Nets and FPNs do, and join."""
     require(1 <= x.rank <= 3)
-    other = draft.pick([v for v in reversed(draft.values) if v.rank == x.rank and v != x])
+    other = draft.pick([v for v in reversed(draft.visible) if v.rank == x.rank and v != x])
     resized = draft.emit(f"F.interpolate({x}, size={other}.shape[2:], mode='nearest')")
     return draft.emit(f"torch.cat([{resized}, {other}], dim=1)")
 

@@ -78,22 +78,28 @@ def script(network: Network, pruning: Pruning, remark: str = "", *, single: bool
     )
     header, _, source = network.source.partition("\n\n\n")
     del header  # the preamble imports more
+    keywords = "keyword inputs" in network.flags
     inputs = [
-        f"    torch.randn({(3, *shape)}, dtype=torch.float64, "
-        f"generator=torch.Generator().manual_seed({network.seed + i})),"
-        for i, shape in enumerate(network.input_shapes)
+        f"    {argument.name + '=' if keywords else ''}{argument.code(3, network.seed + i)},"
+        for i, argument in enumerate(network.arguments)
     ]
     parts = [comment, "\n", PREAMBLE, "\n\n", source, "\n\n", inspect.getsource(randomize), MASKED]
     if pruning.masks:
         parts += ["\n", inspect.getsource(make_masks), "\n"]
     parts += [
         f"\nmodel = randomize(Network(), {network.seed}).eval()\n",
-        "inputs = (\n",
+        "inputs = dict(\n" if keywords else "inputs = (\n",
         "\n".join(inputs),
         "\n)\n",
     ]
     if single:
-        parts.append("model, inputs = model.float(), tuple(x.float() for x in inputs)\n")
+        narrowed = "x.float() if x.is_floating_point() else x"
+        made = (
+            f"{{n: {narrowed} for n, x in inputs.items()}}"
+            if keywords
+            else f"tuple({narrowed} for x in inputs)"
+        )
+        parts.append(f"model, inputs = model.float(), {made}\n")
     parts.append("captured = fxcompress.capture(model, inputs)\n")
     parts.append('print("captured against eager:", error(captured(*inputs), model(*inputs)))\n')
     if pruning.config:
@@ -102,4 +108,5 @@ def script(network: Network, pruning: Pruning, remark: str = "", *, single: bool
         parts.append(MASKS.format(plan=pruning.masks))
     if pruning.config or pruning.masks:
         parts.append(SIZES)
-    return "".join(parts)
+    text = "".join(parts)
+    return text.replace("(*inputs)", "(**inputs)") if keywords else text

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.comparing import run
 from tests.generator import KINDS, Network, random_case, random_network, randomize, render
 from tests.generator.masks import make_masks
 from tests.generator.pruning import prunable, random_pruning
@@ -40,7 +41,7 @@ def test_every_kind_can_take_effect_and_runs_at_any_batch_size(kind: str) -> Non
     network = sample_with(kind)
     model = network.model()
     for batch in (2, 4):
-        for leaf in torch.utils._pytree.tree_leaves(model(*network.inputs(batch=batch))):
+        for leaf in torch.utils._pytree.tree_leaves(run(model, network.inputs(batch=batch))):
             assert leaf.shape[0] == batch
             assert leaf.dtype == torch.float64
             assert bool(leaf.isfinite().all())
