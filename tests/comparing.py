@@ -84,6 +84,17 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_flops(module: nn.Module, inputs: Inputs) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run(module, inputs)
+    """Matrix-product and convolution FLOPs of the eval-mode forward.
+
+    On a copy without gradients, whose attention modules are not the fused kernel: the counter fails on the
+    one (views of parameters) and counts the other as nothing.
+    """
+    twin = copy.deepcopy(module).requires_grad_(False)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run(twin, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tests.generator.draft import Draft, Value
@@ -20,6 +20,11 @@ class Heads:
     value: str
     count: int
     width: int
+
+    @classmethod
+    def of(cls, names: Iterable[str], count: int, width: int) -> Heads:
+        query, key, value = names
+        return cls(query, key, value, count, width)
 
 
 SHAPES = ((2, 4), (2, 3), (3, 2), (4, 2), (2, 6), (1, 4), (4, 4))  # heads, width
@@ -44,7 +49,7 @@ def split_heads(draft: Draft, name: str, heads: int, width: int) -> str:
 def separate(draft: Draft, x: Value, other: Value, heads: int, width: int) -> Heads:
     """Three projections; keys and values read `other`."""
     names = [draft.local(f"{linear(draft, v.features, heads * width)}({v})") for v in (x, other, other)]
-    return Heads(*(split_heads(draft, name, heads, width) for name in names), heads, width)
+    return Heads.of((split_heads(draft, name, heads, width) for name in names), heads, width)
 
 
 def fused(draft: Draft, x: Value, heads: int, width: int) -> Heads:
@@ -54,25 +59,25 @@ def fused(draft: Draft, x: Value, heads: int, width: int) -> Heads:
     form = draft.pick(("timm", "chunk", "split", "per head", "unbind", "index", "slices"))
     if form == "timm":
         stacked = f"{inner}.reshape({n}, {t}, 3, {heads}, {width}).permute(2, 0, 3, 1, 4).unbind(0)"
-        return Heads(*draft.locals(stacked, 3), heads, width)
+        return Heads.of(draft.locals(stacked, 3), heads, width)
     if form == "index":
         stacked = draft.local(f"{inner}.view({n}, {t}, 3, {heads}, {width}).permute(2, 0, 3, 1, 4)")
-        return Heads(*draft.locals(f"{stacked}[0], {stacked}[1], {stacked}[2]", 3), heads, width)
+        return Heads.of(draft.locals(f"{stacked}[0], {stacked}[1], {stacked}[2]", 3), heads, width)
     if form == "per head":
         parts = draft.locals(
             f"{inner}.view({n}, {t}, {heads}, {3 * width}).transpose(1, 2).chunk(3, dim=-1)", 3
         )
-        return Heads(*parts, heads, width)
+        return Heads.of(parts, heads, width)
     if form == "unbind":
         parts = draft.locals(f"{inner}.unflatten(-1, (3, {heads}, {width})).unbind(2)", 3)
-        return Heads(*(draft.local(f"{part}.transpose(1, 2)") for part in parts), heads, width)
+        return Heads.of((draft.local(f"{part}.transpose(1, 2)") for part in parts), heads, width)
     size = heads * width
     code = {
         "chunk": f"{inner}.chunk(3, dim=-1)",
         "split": f"{inner}.split({size}, dim=2)",
         "slices": f"{inner}[..., :{size}], {inner}[..., {size}:{2 * size}], {inner}[..., {2 * size}:]",
     }[form]
-    return Heads(*(split_heads(draft, part, heads, width) for part in draft.locals(code, 3)), heads, width)
+    return Heads.of((split_heads(draft, part, heads, width) for part in draft.locals(code, 3)), heads, width)
 
 
 def grouped(draft: Draft, x: Value, heads: int, width: int) -> Heads:
@@ -94,7 +99,7 @@ def grouped(draft: Draft, x: Value, heads: int, width: int) -> Heads:
             code = f"{inner}.split([{heads * width}, {fewer * width}, {fewer * width}], dim=-1)"
             split = zip(draft.locals(code, 3), (heads, fewer, fewer), strict=True)
             parts = [split_heads(draft, name, count, width) for name, count in split]
-    return Heads(parts[0], parts[1], parts[2], heads, width)
+    return Heads.of(parts, heads, width)
 
 
 def repeat_heads(draft: Draft, name: str, heads: int) -> str:

@@ -100,7 +100,8 @@ def _apply(draft: Draft, item: Step, source: int) -> bool:
 def _start(draft: Draft, knobs: Sequence[int]) -> None:
     """Inputs and a first layer, so that there is something to prune."""
     draft.turn(knobs)
-    start = draft.pick((2, 2, 2, 0, 1, 3, 2, 0, "ids", "ids", "tokens", "ids"))
+    starts: tuple[int | str, ...] = (2, 2, 2, 0, 1, 3, 2, 0, "ids", "ids", "tokens", "ids")
+    start = draft.pick(starts)
     if draft.pick((False, False, False, True)):
         draft.flags.add("keyword inputs")
     if isinstance(start, str):
