@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from fxcompress.config.registry import PRUNABLE
 from fxcompress.graph.cost import layer_of
-
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def load_zoo(folder: Path) -> Any:
@@ -90,9 +89,13 @@ def output_layers(captured: fx.GraphModule) -> tuple[str, ...]:
             seen.add(node)
             if not _has_parameters(captured, node):
                 pending.append(node)
-            elif isinstance(_module(captured, layer_of(node)), PRUNABLE):
+            elif _is_prunable(_module(captured, layer_of(node))):
                 found[layer_of(node)] = None
     return tuple(found)
+
+
+def _is_prunable(module: nn.Module | None) -> bool:
+    return not PRUNABLE.isdisjoint(kind.__name__ for kind in type(module).__mro__)
 
 
 def _has_parameters(captured: fx.GraphModule, node: fx.Node) -> bool:
@@ -116,10 +119,7 @@ def _module(captured: fx.GraphModule, name: str) -> nn.Module | None:
 
 def config_for(captured: fx.GraphModule, sparsity: float) -> list[dict[str, Any]]:
     """Structured pruning (the default method) of every Conv and Linear except the output layers."""
-    present = {type(module) for module in captured.modules()}
-    config: list[dict[str, Any]] = [
-        {"op_types": [kind.__name__ for kind in PRUNABLE if kind in present], "sparsity": sparsity}
-    ]
+    config: list[dict[str, Any]] = [{"sparsity": sparsity}]
     if outputs := output_layers(captured):
         config.append({"op_names": list(outputs), "exclude": True})
     return config

@@ -52,6 +52,9 @@ def _freeze_outputs(flow: Flow, node: fx.Node) -> None:
 
 
 def _flow(flow: Flow, call: Call) -> None:
+    operands = [ref for _, ref in call.refs()]
+    if operands and all(isinstance(ref, str) or ref in flow.computed for ref in operands):
+        flow.computed[call.node] = operands
     found = registry.rule_for(call)
     if found is None:
         if any(is_tensor(ref) for _, ref in call.refs()) or is_tensor(call.node):

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from fxcompress.graph.calls import Aten, Attribute, Call, Reference, call_of
 from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor
-from fxcompress.rules.convolution import grouped, ungrouped
+from fxcompress.rules.contraction import WeightedRule
+from fxcompress.rules.registry import rule_for
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,12 @@ def _fold(module: CompiledModule, norm: Call, layer: Call) -> None:
     offset = torch.zeros_like(scale) if bias is None else get_tensor(module, bias).detach().double()
     offset = (offset - value("running_mean", 0.0)) * scale + value("bias", 0.0)
     rows = weight.detach().double()
-    if layer.op == "linear":
-        rows = rows * scale[:, None]
-    else:
-        canonical = grouped(rows, layer)
-        canonical = canonical * scale.view(canonical.shape[0], canonical.shape[1], 1, 1)
-        rows = ungrouped(canonical, layer, weight.shape)
+    rule = rule_for(layer)
+    if not isinstance(rule, WeightedRule):
+        raise TypeError(f"{layer.node}: {layer.op} has no weights")
+    canonical = rule.canonical(layer, rows)
+    canonical = canonical * scale.view(canonical.shape[0], canonical.shape[1], 1, 1)
+    rows = rule.original(layer, canonical, weight.shape)
     owner.register_parameter("weight", nn.Parameter(rows.to(weight.dtype), weight.requires_grad))
     owner.register_parameter("bias", nn.Parameter(offset.to(weight.dtype), weight.requires_grad))
     aten: Aten = layer.node.meta["aten"]

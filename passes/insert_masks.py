@@ -125,25 +125,21 @@ def _product(module: CompiledModule, products: dict[str, fx.Node], name: str, be
     return products[name]
 
 
-def mask_activation(
-    module: CompiledModule, source: fx.Node, user: fx.Node, dim: int, mask: Tensor
-) -> fx.Node:
-    """Multiply what ``user`` reads of ``source`` by ``mask`` (``[size of dim]``); returns the product
-    node.
+def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask: Tensor) -> fx.Node:
+    """Multiply what ``user`` reads of ``source`` (an activation, or a weight computed from parameters) by
+    ``mask``, which broadcasts to it; returns the product node.
     """
     facts = info(source)
     if facts is None:
         raise PassError(f"{source} yields no single tensor to mask")
-    shape = [1] * len(facts.shape)
-    shape[dim] = facts.shape[dim]
     dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
     count = sum(1 for name, _ in module.named_buffers(recurse=False) if name.startswith("_activation_mask"))
     name = f"_activation_mask_{count}"
-    module.register_buffer(name, mask.to(dtype).reshape(shape))
+    module.register_buffer(name, mask.to(dtype))
     with module.graph.inserting_before(user):
         read = module.graph.create_node("get_attr", name, (), {})
         product = module.graph.call_function(torch.ops.aten.mul.Tensor, (source, read))
-    read.meta["tensor"] = TensorInfo(tuple(shape), dtype, (False,) * len(shape))
+    read.meta["tensor"] = TensorInfo(tuple(mask.shape), dtype, (False,) * mask.dim())
     product.meta.update(tensor=facts, activation_mask=name)
     user.replace_input_with(source, product)
     return product

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxcompress import ops
 from fxcompress.graph.calls import Call, Ref, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.rules import registry
@@ -48,7 +49,10 @@ def _is_frozen_by_failure(flow: Flow, call: Call) -> bool:
 def _evaluate(call: Call, values: Values) -> bool:
     """Evaluate a call whose tensor operands are all known; returns whether it was."""
     target = call.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
+    if isinstance(target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            return False
+    elif target not in ops.RESTRICTED.values():
         return False
     operands: dict[Ref, Tensor] = {}
     for _, ref in call.refs():

@@ -12,9 +12,13 @@ from types import MappingProxyType
 from fxcompress.errors import ConfigError
 
 PRUNABLE = frozenset(
-    {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear"}
-)
-"""Operator types whose weight the built-in pruners mask."""
+    {
+        "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
+        "Linear", "Conv1D",
+    }
+)  # fmt: skip
+"""Operator types whose weight the built-in pruners mask (``Conv1D`` is a linear layer with a transposed
+weight, as in GPT-2)."""
 
 QUANTIZABLE = PRUNABLE | {"add", "matmul"}
 """Operator types that ``default`` means in an entry with quantization keys."""

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, first_line
+from fxcompress.graph.canonical import canonicalize
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
@@ -80,6 +81,7 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
         restore_batch_norm(graph)
         graph = functionalize(graph)
     annotate(graph)
+    canonicalize(graph)
     root = mirror(model)
     _adopt_constants(root, graph, exported)
     raise_leaf_modules(graph, model, calls)

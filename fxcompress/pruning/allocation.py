@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxcompress.graph.calls import Reference
 from fxcompress.pruning.layers import Layer, keep_lowest_out
 from fxcompress.pruning.units import Units
 from fxcompress.rules.axes import Bools, Ints
+from fxcompress.rules.contraction import WeightedRule
 from fxcompress.rules.flow import Flow
+from fxcompress.rules.registry import rule_for
 
 Floats = NDArray[np.float64]
 
@@ -108,14 +109,16 @@ def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
 def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
     """Units made by a layer that the config does not select → which."""
     chosen = {str(layer.call.node) for layer in layers}
-    weights = {flow.canonical(layer.call.args["weight"]) for layer in layers}
+    weights = {p for layer in layers for p in flow.parameters_of(layer.call.args[layer.rule.weight])}
     foreign: dict[int, str] = {}
     for contraction in flow.map.contractions:
         call, outer = contraction.call, contraction.outer
         if outer is None or str(call.node) in chosen or id(outer.find()) not in units.labels:
             continue
-        weight = call.get("weight")
-        if isinstance(weight, Reference) and flow.canonical(weight) in weights:
+        rule = rule_for(call)
+        if isinstance(rule, WeightedRule) and weights.intersection(
+            flow.parameters_of(call.args[rule.weight])
+        ):
             continue
         for unit in np.unique(units.of(outer)).tolist():
             name = call.module or str(call.node)
@@ -134,13 +137,13 @@ def _choose_totals(
         if layer.settings.total_sparsity is not None:
             entries[layer.settings.sources["total_sparsity"]].append(layer)
     for group in entries.values():
-        budget = sum(layer.weight_count for layer in group) * (group[0].settings.total_sparsity or 0.0)
+        budget = sum(layer.weight.numel() for layer in group) * (group[0].settings.total_sparsity or 0.0)
         share: dict[int, float] = defaultdict(float)
         room: list[tuple[Ints, float]] = []
         for layer in group:
             labels = units.of(layer.outputs)
             for unit in labels.tolist():
-                share[unit] += layer.weight_count / len(labels)
+                share[unit] += layer.weight.numel() / len(labels)
             most = layer.settings.max_sparsity_per_layer
             room.append((labels, math.floor((1.0 if most is None else most) * len(labels))))
         candidates = [u for u in share if not units.fixed[u] and u not in foreign]

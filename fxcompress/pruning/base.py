@@ -132,7 +132,7 @@ class StructuredPruner(Pruner):
         flow = analyze_axes(module, restrict=dependency_aware)
         layers, missing = find_layers(module, flow, settings)
         notes = [f"{name}: not pruned: {reason}" for name, reason in missing.items()]
-        scores = [normalized(cls.score(layer.filters(module).float())) for layer in layers]
+        scores = [normalized(cls.score(layer.filters().float())) for layer in layers]
         if dependency_aware:
             units = find_units(flow)
             pruned, more = choose_units(flow, units, layers, scores)
@@ -150,7 +150,7 @@ class StructuredPruner(Pruner):
                 layer, own = layers_[0], scores_[0]
                 kept = [keep_lowest_out(own, math.floor((layer.settings.sparsity or 0.0) * len(own)))]
             else:
-                weights = [layer.filters(module).shape[1] for layer in layers_]
+                weights = [layer.filters().shape[1] for layer in layers_]
                 kept = choose_global(scores_, weights, total, layers_[0].settings.max_sparsity_per_layer)
             for layer, rows in zip(layers_, kept, strict=True):
                 masks.update(layer.row_masks(module, rows))

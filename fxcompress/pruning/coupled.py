@@ -90,5 +90,5 @@ def _mask_readers(module: CompiledModule, flow: Flow, units: Units, pruned: Bool
             continue
         zero = values.zero(source, dim)
         covered = zero is not None and bool(zero.numpy()[gone].all())
-        mask = torch.from_numpy(~gone)
-        done[source, dim] = None if covered else mask_activation(module, source, user, dim, mask)
+        mask = torch.from_numpy(~gone).view(-1, *[1] * (len(flow.axes(source)) - 1 - dim))
+        done[source, dim] = None if covered else mask_activation(module, source, user, mask)

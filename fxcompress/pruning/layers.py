@@ -5,73 +5,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.config.settings import PruningSettings
+from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, Reference, call_of, channel_dim
 from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.passes.insert_masks import mask_activation
+from fxcompress.passes.propagate import propagate_constants
 from fxcompress.rules.axes import Axis
-from fxcompress.rules.convolution import grouped, ungrouped
+from fxcompress.rules.contraction import WeightedRule
 from fxcompress.rules.flow import Flow
+from fxcompress.rules.registry import rule_for
+from fxcompress.rules.values import Values
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A selected layer: its name, its settings, one call of it, and the axis of its output channels."""
+    """A selected layer: its name, its settings, one call of it, and the axis of its output channels.
+
+    ``weight`` is the tensor its call reads: the parameter ``weight_name``, or one computed from parameters
+    (weight norm, weight standardization), which has no name.
+    """
 
     name: str
     settings: PruningSettings
     call: Call
-    weight_name: str
+    rule: WeightedRule
+    weight: Tensor
+    weight_name: str | None
     bias_name: str | None
     outputs: Axis
-    weight_count: int
 
-    def weight(self, module: CompiledModule) -> Tensor:
-        """The unmasked weight."""
-        return get_tensor(module, self.weight_name).detach()
-
-    def filters(self, module: CompiledModule) -> Tensor:
+    def filters(self) -> Tensor:
         """The weight as ``[output channels, weights per filter]``."""
-        weight = self.weight(module)
-        if self.call.op == "linear":
-            return weight
-        return grouped(weight, self.call).flatten(0, 1).flatten(1)
+        return self.rule.canonical(self.call, self.weight).flatten(0, 1).flatten(1)
 
     def row_masks(self, module: CompiledModule, kept: Tensor) -> dict[str, Tensor]:
-        """Parameter masks that keep the output channels ``kept`` (bool ``[output channels]``) only."""
-        weight = self.weight(module)
-        rows = kept.to(weight.dtype)
-        if self.call.op == "linear":
-            masks = {self.weight_name: rows[:, None].expand(weight.shape)}
-        else:
-            shape = grouped(weight, self.call).shape
-            canonical = rows.view(shape[0], shape[1], 1, 1).expand(shape)
-            masks = {self.weight_name: ungrouped(canonical, self.call, weight.shape)}
-        if self.bias_name is not None:
-            masks[self.bias_name] = rows
-        return masks
+        """``masks``, the bias's too, that keep the output channels ``kept`` (``bool[outputs]``) only."""
+        rows = kept.to(self.weight.dtype)
+        shape = self.rule.canonical(self.call, self.weight).shape
+        canonical = rows.view(shape[0], shape[1], 1, 1).expand(shape)
+        masks = self.masks(module, self.rule.original(self.call, canonical, self.weight.shape))
+        return masks if self.bias_name is None else {**masks, self.bias_name: rows}
+
+    def masks(self, module: CompiledModule, mask: Tensor) -> dict[str, Tensor]:
+        """Parameter masks that put ``mask`` on the weight; a computed one is masked in the graph at once."""
+        if self.weight_name is not None:
+            return {self.weight_name: mask}
+        mask_activation(module, self.call.args[self.rule.weight], self.call.node, mask.to(self.weight.dtype))
+        return {}
 
 
 def find_layers(
     module: CompiledModule, flow: Flow, settings: dict[str, PruningSettings]
 ) -> tuple[list[Layer], dict[str, str]]:
     """The captured call of every selected layer; and, by name, why the others have none."""
-    calls: dict[int, Call] = {}
+    calls: dict[int, tuple[Call, WeightedRule]] = {}
     for node in module.graph.nodes:
         call = call_of(node)
-        weight = None if call is None else call.get("weight")
-        if call is not None and isinstance(weight, Reference) and _is_weighted(call):
-            calls.setdefault(id(get_tensor(module, weight)), call)
+        rule = None if call is None else rule_for(call)
+        if call is None or not isinstance(rule, WeightedRule):
+            continue
+        for parameter in flow.parameters_of(call.args[rule.weight]):
+            calls.setdefault(id(get_tensor(module, parameter)), (call, rule))
+    values: Values | None = None
     layers, missing = [], {}
     for name, chosen in settings.items():
-        owner = module.get_submodule(name) if _has(module, name) else None
-        weight = None if owner is None else owner._parameters.get("weight")
-        call = calls.get(id(weight))
-        if call is None:
+        owner = module.get_submodule(name) if _has(module, name) else nn.Module()
+        found = next((calls[id(p)] for p in owner.parameters() if id(p) in calls), None)
+        if found is None:
             missing[name] = "its weight takes no part in the captured (eval mode) forward pass"
             continue
-        layers.append(_layer(module, flow, name, chosen, call))
+        if values is None and not isinstance(found[0].args[found[1].weight], Reference):
+            values = propagate_constants(module, flow)
+        layers.append(_layer(module, flow, values, name, chosen, *found))
     return layers, missing
 
 
@@ -83,19 +91,32 @@ def _has(module: CompiledModule, name: str) -> bool:
     return True
 
 
-def _is_weighted(call: Call) -> bool:
-    return call.op == "linear" or (call.op.startswith("conv") and call.op[-1] == "d")
-
-
-def _layer(module: CompiledModule, flow: Flow, name: str, settings: PruningSettings, call: Call) -> Layer:
+def _layer(
+    module: CompiledModule,
+    flow: Flow,
+    values: Values | None,
+    name: str,
+    settings: PruningSettings,
+    call: Call,
+    rule: WeightedRule,
+) -> Layer:
     axes = flow.axes(call.node)
-    channels = axes[channel_dim(call, len(axes))]
-    bias = call.get("bias")
-    prefix = f"{name}." if name else ""
-    count = get_tensor(module, f"{prefix}weight").numel()
-    has_bias = isinstance(bias, Reference) and module.get_submodule(name)._parameters.get("bias") is not None
+    source, bias = call.args[rule.weight], call.get(rule.bias)
+    weight = get_tensor(module, source) if isinstance(source, Reference) else None
+    if weight is None and values is not None:
+        weight = values.known(source)
+    if weight is None:
+        raise PassError(f"{name}: its weight is computed in a way that cannot be evaluated")
+    own = {id(p): f"{name}.{a}" if name else a for a, p in module.get_submodule(name).named_parameters()}
     return Layer(
-        name, settings, call, f"{prefix}weight", f"{prefix}bias" if has_bias else None, channels, count
+        name,
+        settings,
+        call,
+        rule,
+        weight.detach(),
+        own[id(get_tensor(module, source))] if isinstance(source, Reference) else None,
+        own.get(id(get_tensor(module, bias))) if isinstance(bias, Reference) else None,
+        axes[channel_dim(call, len(axes))],
     )
 
 

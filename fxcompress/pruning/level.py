@@ -36,12 +36,12 @@ class LevelPruner(Pruner):
         masks: dict[str, Tensor] = {}
         together: dict[int, list[Layer]] = defaultdict(list)
         for layer in layers:
-            weight = layer.weight(module)
+            weight = layer.weight
             if layer.settings.total_sparsity is not None:
                 together[layer.settings.sources["total_sparsity"]].append(layer)
                 continue
             count = math.floor((layer.settings.sparsity or 0.0) * weight.numel())
-            masks[layer.weight_name] = keep_lowest_out(weight.abs(), count)
+            masks.update(layer.masks(module, keep_lowest_out(weight.abs(), count)))
         for group in together.values():
             masks.update(_ranked_together(module, group))
         insert_masks(module, masks)
@@ -54,7 +54,7 @@ def _ranked_together(module: CompiledModule, group: list[Layer]) -> dict[str, Te
     """
     scores = []
     for layer in group:
-        magnitude = layer.weight(module).abs().double()
+        magnitude = layer.weight.abs().double()
         most = layer.settings.max_sparsity_per_layer
         if most is not None:
             eligible = ~keep_lowest_out(magnitude, math.floor(most * magnitude.numel()))
@@ -63,4 +63,7 @@ def _ranked_together(module: CompiledModule, group: list[Layer]) -> dict[str, Te
     flat = torch.cat([s.reshape(-1) for s in scores])
     count = min(math.floor((group[0].settings.total_sparsity or 0.0) * len(flat)), int(flat.isfinite().sum()))
     kept = keep_lowest_out(flat, count).split([s.numel() for s in scores])
-    return {a.weight_name: k.view_as(s) for a, s, k in zip(group, scores, kept, strict=True)}
+    masks: dict[str, Tensor] = {}
+    for layer, score, rows in zip(group, scores, kept, strict=True):
+        masks.update(layer.masks(module, rows.view_as(score)))
+    return masks

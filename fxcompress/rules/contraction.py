@@ -22,7 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.rules.axes import Bools
+from fxcompress.graph.calls import Call
+from fxcompress.rules.axes import Bools, Contraction
+from fxcompress.rules.registry import Rule
+from fxcompress.rules.values import Values
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Need:
         reading = self.matrix if outer is None else self.matrix & outer.reshape(groups, out, 1)
         needed: Bools = reading.any(1).reshape(-1) & self.inner
         return needed
+
+
+def nonzero(contraction: Contraction, values: Values) -> Need:
+    """What a plain sum needs: the slices that are not zero."""
+    zero = values.zero(contraction.source, contraction.dim)
+    return Need(np.ones(contraction.inner.size, dtype=np.bool_) if zero is None else ~zero.numpy(), None)
 
 
 @dataclass(frozen=True)
@@ -161,3 +170,18 @@ class Weighted:
             return None
         given = torch.where(removed, self.constants.nan_to_num(), 0.0)
         return given if bool((given != 0).any()) else None
+
+
+class WeightedRule(Rule):
+    """Base of the operators that sum weight × channel."""
+
+    weight, bias = "weight", "bias"
+    """The names of the operands."""
+
+    def canonical(self, call: Call, weight: Tensor) -> Tensor:
+        """The weight as ``[groups, out per group, in per group, taps]``."""
+        raise NotImplementedError(type(self).__name__)
+
+    def original(self, call: Call, canonical: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of ``canonical``."""
+        raise NotImplementedError(type(self).__name__)

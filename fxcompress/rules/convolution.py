@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fxcompress.graph.calls import Call, channel_dim
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need, Weighted
+from fxcompress.rules.contraction import Need, Weighted, WeightedRule
 from fxcompress.rules.flow import Flow, is_tensor
-from fxcompress.rules.registry import Rule, rule
+from fxcompress.rules.registry import rule
 from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
@@ -38,7 +38,7 @@ def _depthwise(groups: int, weight: tuple[int, ...]) -> bool:
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-class Convolution(Rule):
+class Convolution(WeightedRule):
     """``y[o] = b[o] + Σ_i w[o, i] ∗ x[i]``."""
 
     def flow(self, call: Call, flow: Flow) -> None:
@@ -65,12 +65,14 @@ class Convolution(Rule):
             return first
         dim = channel_dim(call, len(flow.axes(call.args["input"])))
         if groups == 1:
-            x.merge(weight[reads])
             flow.reads(call.args["weight"], reads)
+            x.merge(weight[reads])
             outer = weight[makes]
         else:
             group = Axis(groups)
             inside = Axis(x.size // groups)
+            if second.size > 1 or _transposed(call):
+                flow.reads(call.args["weight"], reads)
             if _transposed(call):
                 x.merge(first)
                 outer = Axis(groups * second.size)
@@ -80,10 +82,17 @@ class Convolution(Rule):
                 outer = first
                 flow.product(outer, (group, Axis(first.size // groups)))
             flow.product(x, (group, inside))
-            if inside.size > 1 or _transposed(call):
-                flow.reads(call.args["weight"], reads)
         flow.contract(call, call.args["input"], dim, outer)
         return outer
+
+    def canonical(self, call: Call, weight: Tensor) -> Tensor:
+        groups, flat = call.args.get("groups", 1), weight.flatten(2)
+        split = flat.reshape(groups, -1, *flat.shape[1:])
+        return split.transpose(1, 2) if _transposed(call) else split
+
+    def original(self, call: Call, canonical: Tensor, shape: torch.Size) -> Tensor:
+        split = canonical.transpose(1, 2) if _transposed(call) else canonical
+        return split.flatten(0, 1).reshape(shape)
 
     # -- values --------------------------------------------------------------------------------------------
     def _weighted(self, call: Call, values: Values) -> Weighted | None:
@@ -97,7 +106,7 @@ class Convolution(Rule):
         constants = values.slices(call.args["input"], channel_dim(call, rank))
         parameters = (call.args["weight"], call.args["bias"])
         uniform = not _is_padded(call) and not _transposed(call)
-        return Weighted(grouped(weight, call), constants, uniform, _editable(values, *parameters))
+        return Weighted(self.canonical(call, weight), constants, uniform, _editable(values, *parameters))
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
@@ -171,18 +180,3 @@ def _editable(values: Values, *parameters: Any) -> bool:
     """Plain parameters (or ones under masks only) of one call."""
     sources = [values.baked(p) for p in parameters if p is not None]
     return all(s is not None for s in sources) and values.unshared(*sources)
-
-
-def grouped(weight: Tensor, call: Call) -> Tensor:
-    """The weight as ``[groups, out per group, in per group, taps]``."""
-    groups = call.args.get("groups", 1)
-    if _transposed(call):
-        return weight.flatten(2).reshape(groups, -1, *weight.flatten(2).shape[1:]).transpose(1, 2)
-    return weight.flatten(2).reshape(groups, -1, *weight.flatten(2).shape[1:])
-
-
-def ungrouped(canonical: Tensor, call: Call, shape: torch.Size) -> Tensor:
-    """The inverse of ``grouped``."""
-    if _transposed(call):
-        canonical = canonical.transpose(1, 2)
-    return canonical.flatten(0, 1).reshape(shape)

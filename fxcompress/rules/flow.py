@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ class Flow:
         self._restrict = restrict
         self._by_tensor: dict[int, Reference] = {}
         self._remembered: dict[fx.Node, Axis] = {}
+        self._summed: set[tuple[fx.Node, Ref, int]] = set()
+        self.computed: dict[Ref, list[Ref]] = {}
+        """Tensors computed from parameters and buffers alone, and their operands."""
 
     # -- reading -------------------------------------------------------------------------------------------
     def canonical(self, ref: Ref) -> Ref:
@@ -101,15 +104,37 @@ class Flow:
     def contract(self, call: Call, source: Ref, dim: int, outer: Axis | None = None) -> None:
         """``call`` sums over dimension ``dim`` of ``source`` into ``outer``."""
         inner = self.axes(source)[dim]
+        self._summed.add((call.node, self.canonical(source), dim))
         self.map.contractions.append(Contraction(call, source, dim, inner, outer))
 
     def reads(self, parameter: Any, dim: int) -> None:
-        """Dimension ``dim`` of ``parameter`` reads channels (an input dimension of a weight)."""
+        """Dimension ``dim`` of ``parameter`` reads channels (an input dimension of a weight).
+
+        Of a weight computed from parameters it holds for the dimensions of these that pass through (not for
+        those a norm sums over): say it before the dimension is merged with that of the input.
+        """
         if isinstance(parameter, fx.Node) and "masked_parameter" in parameter.meta:
             parameter = Reference(parameter.meta["masked_parameter"])
         ref = self.canonical(parameter)
         if isinstance(ref, str):
             self.map.read_dims.add((ref, dim))
+        elif ref in self.computed:
+            axis = self.axes(ref)[dim].find()
+            for operand_ in self._sources(ref):
+                for d, a in enumerate(self.axes(operand_)):
+                    if a.find() is axis and axis.size > 1 and (ref, operand_, d) not in self._summed:
+                        self.reads(operand_, d)
+
+    def _sources(self, ref: Ref) -> Iterator[Ref]:
+        """The operands of a computed tensor; of one of several results those of the operator."""
+        for source in map(self.canonical, self.computed[ref]):
+            yield from (self._sources(source) if source in self.map.several else (source,))
+
+    def parameters_of(self, ref: Ref) -> list[Reference]:
+        """The parameters a tensor is computed from, if it is from parameters alone."""
+        if isinstance(ref, Reference):
+            return [Reference(self.canonical(ref))]
+        return [p for source in self.computed.get(ref, ()) for p in self.parameters_of(source)]
 
     def freeze(self, axes: Axis | Sequence[Axis], call: Call, reason: str) -> None:
         """All slices of these axes stay."""

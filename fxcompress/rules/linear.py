@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxcompress.graph.calls import Call, Ref
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need, Weighted
+from fxcompress.rules.contraction import Need, Weighted, WeightedRule
 from fxcompress.rules.convolution import _editable
 from fxcompress.rules.flow import Flow, is_tensor
 from fxcompress.rules.registry import Rule, rule
@@ -23,13 +23,12 @@ from fxcompress.rules.values import Values
 
 
 @rule("linear")
-class Linear(Rule):
+class Linear(WeightedRule):
     """``torch.nn.Linear`` and ``F.linear``; the weight is ``[out, in]``."""
 
     reads, makes = 1, 0
     """The dimensions of the weight that read and make features."""
-    input, weight, bias = "input", "weight", "bias"
-    """The names of the operands."""
+    input = "input"
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args[self.input])
@@ -51,8 +50,14 @@ class Linear(Rule):
             return None
         constants = values.slices(call.args[self.input], len(values.map.of[call.node]) - 1)
         editable = _editable(values, call.args[self.weight], call.args[self.bias])
-        rows = weight if self.makes == 0 else weight.t()
-        return Weighted(rows[None, :, :, None], constants, True, editable)
+        return Weighted(self.canonical(call, weight), constants, True, editable)
+
+    def canonical(self, call: Call, weight: Tensor) -> Tensor:
+        return (weight if self.makes == 0 else weight.t())[None, :, :, None]
+
+    def original(self, call: Call, canonical: Tensor, shape: torch.Size) -> Tensor:
+        rows = canonical[0, :, :, 0]
+        return rows if self.makes == 0 else rows.t()
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
@@ -104,6 +109,10 @@ class _Summed(Rule):
         labels, result = self.equation(call, ranks)
         by_label: dict[str, Axis] = {}
         for ref, names in zip(operands, labels, strict=True):
+            for dim, name in enumerate(names):
+                if name not in result:
+                    flow.reads(ref, dim)
+        for ref, names in zip(operands, labels, strict=True):
             for name, axis in zip(names, flow.read(ref), strict=True):
                 known = by_label.get(name)
                 if known is None or (known.size == 1 and axis.size != 1):
@@ -114,10 +123,6 @@ class _Summed(Rule):
             for dim, name in enumerate(names):
                 if name not in result:
                     flow.contract(call, ref, dim)
-        for index, ref in enumerate(operands):
-            for dim, name in enumerate(labels[index]):
-                if name not in result and isinstance(ref, str):
-                    flow.reads(ref, dim)
         made = flow.fresh(flow.info(call.node))
         flow.set(call.node, [by_label.get(n, m) for n, m in zip(result, made, strict=True)])
 

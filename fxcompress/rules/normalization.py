@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fxcompress.graph.calls import Call
-from fxcompress.rules.axes import Axis
+from fxcompress.rules.axes import Axis, Contraction
+from fxcompress.rules.contraction import Need, nonzero
 from fxcompress.rules.flow import Flow, is_tensor
 from fxcompress.rules.registry import Rule, rule
 from fxcompress.rules.rewrite import Shrink
@@ -189,14 +190,22 @@ def kept_by_mask(mask: Tensor, dim: int) -> np.ndarray[Any, Any]:
 
 @rule("_weight_norm")
 class WeightNorm(Rule):
-    """``v · g/‖v‖`` with the norm over all dimensions but one, which alone may lose slices (Salimans,
-    Kingma 2016).
+    """``v · g/‖v‖`` with a norm for each slice of one dimension (Salimans, Kingma 2016).
+
+    Along that dimension ``g`` alone is masked: where ``v`` is zero there is nothing to divide by. Along the
+    others zero slices of ``v`` add nothing to the norms.
     """
 
     def flow(self, call: Call, flow: Flow) -> None:
-        v, g = flow.axes(call.args["v"]), flow.axes(call.args["g"])
-        dim = call.args["dim"]
-        flow.freeze([a for d, a in enumerate(v) if d != dim], call, "the norm of a weight runs over it")
+        v, g = flow.read(call.args["v"]), flow.read(call.args["g"])
+        dim = call.args["dim"] % len(v)
+        flow.reads(call.args["v"], dim)
         if g[dim].size == v[dim].size:
             v[dim].merge(g[dim])
+        for d in range(len(v)):
+            if d != dim:
+                flow.contract(call, call.args["v"], d)
         flow.set(call.node, v)
+
+    def need(self, contraction: Contraction, values: Values) -> Need | None:
+        return nonzero(contraction, values)

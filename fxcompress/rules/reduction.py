@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from fxcompress.graph.calls import Call, TensorInfo, operand
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need
+from fxcompress.rules.contraction import Need, nonzero
 from fxcompress.rules.flow import Flow, dim_of
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
@@ -123,9 +122,7 @@ class Sum(KeepsZero):
             flow.contract(call, operand(call), dim)
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
-        zero = values.zero(contraction.source, contraction.dim)
-        size = contraction.inner.size
-        return Need(np.ones(size, dtype=np.bool_) if zero is None else ~zero.numpy(), None)
+        return nonzero(contraction, values)
 
 
 class AlongOne(Rule):

@@ -148,7 +148,9 @@ class Shrink:
             bound = {name: now.get(name, given) for name, given in aten.args.items()}
             node.target, node.args, node.kwargs = aten.target, (), bound
             return
-        literals = {name: now[name] for name in ("normalized_shape", "num_groups") if name in now}
+        literals: dict[str, Any] = {
+            name: now[name] for name in ("normalized_shape", "num_groups") if name in now
+        }
         node.op, node.target, node.args, node.kwargs = "call_module", module, (now["input"],), {}
         node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
         owner = self.module.get_submodule(module)
@@ -229,10 +231,13 @@ class Shrink:
         if source is None:
             raise ValueError(f"{call.node}: the weight is not a parameter")
         like = get_tensor(self.module, source)
-        name = Reference(f"{source.rpartition('.')[0]}.bias".lstrip("."))
-        owner = self.module.get_submodule(name.rpartition(".")[0])
+        path = source.rpartition(".")[0]
+        owner = self.module.get_submodule(path)
+        # A layer that adds its bias by itself has one already.
+        attribute = "bias" if owner._parameters.get("bias") is None else "folded_bias"
+        name = Reference(f"{path}.{attribute}".lstrip("."))
         new = nn.Parameter(added.to(like.dtype).to(like.device), requires_grad=like.requires_grad)
-        owner.register_parameter("bias", new)
+        owner.register_parameter(attribute, new)
         self.map.of[name] = (outputs,)
         self._edited[name] = new.detach()
         self.folded = True

@@ -137,7 +137,7 @@ def test_an_activation_is_masked_for_one_reader_only() -> None:
         module.graph.find_nodes(op="call_module")[0],
     )
     mask = torch.tensor([True, False, True, True])
-    mask_activation(module, x, b, 1, mask)
+    mask_activation(module, x, b, mask)
     module.recompile()
     got, expected = run(module, (X,)), (run(model, (X * mask,))[0], run(model, (X,))[1])
     assert relative_error(got, expected) <= EXACT

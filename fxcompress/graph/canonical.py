@@ -1,0 +1,47 @@
+"""One form for operators that can be said in several ways.
+
+    x @ w.T          →     linear(x, w)
+
+with ``w`` a parameter: the same kernel, and one rule fewer for everything that looks at layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxcompress.graph.calls import bind
+from fxcompress.graph.shapes import element_info
+
+aten = torch.ops.aten
+_PRODUCTS = (aten.matmul.default, aten.mm.default)
+_SWAPS = (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
+_TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default, aten.permute.default, *_SWAPS)
+
+
+def canonicalize(graph: fx.Graph) -> None:
+    """Rewrite ``graph`` in place."""
+    for node in list(graph.nodes):
+        if node.target not in _PRODUCTS:
+            continue
+        x, transposed = bind(node.target, node.args, dict(node.kwargs)).values()
+        weight = _source_of_transpose(transposed)
+        if weight is None:
+            continue
+        node.target, node.args, node.kwargs = aten.linear.default, (x, weight, None), {}
+        if not transposed.users:
+            graph.erase_node(transposed)
+
+
+def _source_of_transpose(node: fx.Node) -> fx.Node | None:
+    """The parameter or buffer ``[out, in]`` whose transpose ``node`` is."""
+    if node.target not in _TRANSPOSES or not isinstance(node.args[0], fx.Node):
+        return None
+    source = node.args[0]
+    facts = element_info(source) if source.op == "get_attr" else None
+    if facts is None or len(facts.shape) != 2:
+        return None
+    given = node.args[1] if node.target is aten.permute.default else node.args[1:]
+    order = [d % 2 for d in given if isinstance(d, int)]  # type: ignore[union-attr]
+    swapped = {aten.permute.default: order == [1, 0], **dict.fromkeys(_SWAPS, len(set(order)) == 2)}
+    return source if swapped.get(node.target, True) else None
