@@ -17,7 +17,7 @@ from fxcompress.export.masks import check_masks, load_masks
 from fxcompress.graph.calls import Reference
 from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
-from fxcompress.graph.module import CompiledModule
+from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.passes.axes import analyze_axes
 from fxcompress.passes.insert_masks import insert_masks
 from fxcompress.passes.propagate import live_slices, propagate_constants
@@ -115,6 +115,7 @@ def speedup(
     folded, again = False, True
     stayed: list[tuple[str, str]] | None = None
     while again:
+        erase_dead(small.graph)
         flow = analyze_axes(small)
         values = propagate_constants(small, flow)
         kept = live_slices(flow, values, round_to=round_to)

@@ -11,6 +11,7 @@ least fixpoint of the relations of ``rules.axes`` above what is needed.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict, deque
 from collections.abc import Iterable
 
@@ -24,7 +25,7 @@ from fxcompress.graph.module import CompiledModule
 from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools, Contraction, Link, Product
 from fxcompress.rules.contraction import Need
-from fxcompress.rules.flow import Flow, is_tensor
+from fxcompress.rules.flow import Flow
 from fxcompress.rules.values import Values
 
 
@@ -60,11 +61,13 @@ def _evaluate(call: Call, values: Values) -> bool:
         if value is None:
             return False
         operands[ref] = value
-    if not isinstance(call.node.meta.get("tensor"), tuple) and is_tensor(call.node):
-        result = values.evaluate(call, operands)
-        if isinstance(result, Tensor):
-            values.set_known(call.node, result)
-            return True
+    result = values.evaluate(call, operands)
+    if isinstance(result, Tensor):
+        values.set_known(call.node, result)
+        return True
+    for user in call.node.users:
+        if user.target is operator.getitem and isinstance(result, (list, tuple)):
+            values.set_known(user, result[user.args[1]])  # type: ignore[index]
     return False
 
 

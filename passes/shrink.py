@@ -154,24 +154,34 @@ def _new_info(old: TensorInfo, axes: tuple[Axis, ...], editor: Shrink) -> Tensor
 
 
 def _drop_unused(module: CompiledModule) -> None:
-    """Delete modules the graph does not call and tensors it does not read."""
-    graph = module.graph
-    called = {str(n.target) for n in graph.find_nodes(op="call_module")}
-    read = {str(n.target) for n in graph.find_nodes(op="get_attr")}
-    wanted = called | read
-    for name, owner in list(module.named_modules(remove_duplicate=False)):
-        if name in called or (name and name in read):
-            if f"{name}.statistics_mask" not in read:
+    """Delete modules the graph does not call and tensors it does not read, by whichever of their names."""
+    called: set[int] = set()
+    used = {id(module)}
+    read: set[tuple[int, str]] = set()
+    for node in module.graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        owner: nn.Module = module
+        for part in str(node.target).split("."):
+            child = owner._modules.get(part)
+            if child is None:
+                read.add((id(owner), part))
+                break
+            owner = child
+            used.add(id(owner))
+        else:
+            called.add(id(owner))
+    for owner in list(module.modules()):
+        for name, child in list(owner._modules.items()):
+            if id(child) not in used:
+                del owner._modules[name]
+        if id(owner) in called:
+            if (id(owner), "statistics_mask") not in read:
                 owner._buffers.pop("statistics_mask", None)
             continue
         for table in (owner._parameters, owner._buffers):
-            for attribute in [a for a in table if f"{name}.{a}".lstrip(".") not in wanted]:
+            for attribute in [a for a in table if (id(owner), a) not in read]:
                 if table is owner._parameters and not isinstance(owner, Scope):
                     table[attribute] = None  # a layer prints whether it has a bias
                 else:
                     del table[attribute]
-    ancestors = {""} | {path.rsplit(".", k)[0] for path in wanted for k in range(path.count(".") + 1)}
-    for name, _ in sorted(module.named_modules(remove_duplicate=False), key=lambda item: -item[0].count(".")):
-        if name and name not in ancestors:
-            parent, _, child = name.rpartition(".")
-            module.get_submodule(parent)._modules.pop(child, None)

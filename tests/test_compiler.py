@@ -274,3 +274,47 @@ def test_masks_on_layers_that_are_added_need_not_agree(model: nn.Module) -> None
     small = fxcompress.speedup(module)
     check_exact(small, module, X)
     assert size(small) < size(model)
+
+
+def test_what_no_output_depends_on_is_dropped() -> None:
+    """Layers that are computed for nothing would have no gradient."""
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x).relu()
+            self.c(hidden).sigmoid()
+            result: Tensor = self.b(hidden)
+            return result
+
+    small = fxcompress.speedup(
+        fxcompress.compile(Unused(), [{"sparsity": 0.5, "op_names": ["a"]}], torch.randn(2, 4))
+    )
+    assert not hasattr(small, "c")
+    small(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_a_module_that_goes_by_two_names_keeps_what_either_calls() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            both = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+            self.first, self.second, self.head = (
+                nn.ModuleDict({"x": both}),
+                nn.ModuleDict({"x": both}),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.second["x"]:  # type: ignore[attr-defined, union-attr]
+                x = layer(x).tanh()
+            result: Tensor = self.head(x)
+            return result
+
+    x = torch.randn(2, 4)
+    small = fxcompress.speedup(fxcompress.compile(Shared(), [{"sparsity": 0.5}], x))
+    assert {tuple(p.shape) for p in small.parameters()} >= {(2, 4), (2, 2)}

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from fxcompress.graph.module import Scope
+
 _CONTAINERS = (
     nn.Sequential,
     nn.ModuleList,
@@ -70,7 +72,7 @@ def targets_of_model(model: nn.Module) -> list[Target]:
         if _selectable(module):
             names.setdefault(module, []).append(name)
     return [
-        Target(first, _type_names(type(module)), aliases=tuple(aliases))
+        Target(first, _type_names(_kind(module)), aliases=tuple(aliases))
         for module, (first, *aliases) in names.items()
     ]
 
@@ -94,10 +96,16 @@ def _is_nn(cls: type) -> bool:
     return cls.__module__.startswith("torch.nn.modules.")
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The class, also of a captured model's container."""
+    return (module.kind if isinstance(module, Scope) else None) or type(module)
+
+
 def _selectable(module: nn.Module) -> bool:
-    if isinstance(module, _CONTAINERS):
+    kind = _kind(module)
+    if issubclass(kind, _CONTAINERS):
         return False
-    if any(_is_nn(cls) for cls in type(module).__mro__ if cls is not nn.Module):
+    if any(_is_nn(cls) for cls in kind.__mro__ if cls is not nn.Module):
         return True
     return next(module.children(), None) is None
 

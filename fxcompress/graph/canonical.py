@@ -1,8 +1,7 @@
 """One form for operators that can be said in several ways.
 
-    x @ w.T          →     linear(x, w)
-
-with ``w`` a parameter: the same kernel, and one rule fewer for everything that looks at layers.
+x @ w.T          →     linear(x, w)        with ``w`` a parameter: the same kernel
+x.view(sizes)    →     x.reshape(sizes)    the same view, also of tensors whose strides change later
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from fxcompress.graph.calls import bind
 from fxcompress.graph.shapes import element_info
 
 aten = torch.ops.aten
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _PRODUCTS = (aten.matmul.default, aten.mm.default)
 _SWAPS = (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 _TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default, aten.permute.default, *_SWAPS)
@@ -22,12 +22,17 @@ _TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default, aten.permu
 def canonicalize(graph: fx.Graph) -> None:
     """Rewrite ``graph`` in place."""
     for node in list(graph.nodes):
-        if node.target not in _PRODUCTS:
-            continue
-        x, transposed = bind(node.target, node.args, dict(node.kwargs)).values()
-        weight = _source_of_transpose(transposed)
-        if weight is None:
-            continue
+        if node.target in _VIEWS:
+            x, size = bind(node.target, node.args, dict(node.kwargs)).values()
+            node.target, node.args, node.kwargs = aten.reshape.default, (x, size), {}
+        elif node.target in _PRODUCTS:
+            _linear(graph, node)
+
+
+def _linear(graph: fx.Graph, node: fx.Node) -> None:
+    x, transposed = bind(node.target, node.args, dict(node.kwargs)).values()
+    weight = _source_of_transpose(transposed)
+    if weight is not None:
         node.target, node.args, node.kwargs = aten.linear.default, (x, weight, None), {}
         if not transposed.users:
             graph.erase_node(transposed)

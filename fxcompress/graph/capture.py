@@ -27,6 +27,7 @@ from fxcompress.graph.functionalize import NotFunctional, functionalize, restore
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
 from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
+from fxcompress.graph.regions import inline_regions
 from fxcompress.graph.shapes import annotate
 
 _IGNORED = (
@@ -104,7 +105,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
             views = _ViewsAsReshapes() if "Cannot view" in str(failure) else contextlib.nullcontext()
-            with watch_leaf_calls(model) as calls, torch.no_grad(), _quiet(), views:
+            with watch_leaf_calls(model) as calls, torch.enable_grad(), _quiet(), views:
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if failure is None and "Cannot view" in str(error):
@@ -183,7 +184,9 @@ def _with_batch_of_two(inputs: Inputs) -> Inputs:
 
 def _plain_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
     """The exported graph with parameters as ``get_attr`` nodes, without guards and assertions."""
-    graph = exported.module(check_guards=False).graph
+    module = exported.module(check_guards=False)
+    inline_regions(module)
+    graph = module.graph
     for node in reversed(list(graph.nodes)):
         guard = node.op == "call_module" or node.target in _IGNORED
         unread_attribute = node.op == "get_attr" and not node.users

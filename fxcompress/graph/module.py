@@ -17,9 +17,11 @@ class Scope(nn.Module):
     The container's own code was inlined into the graph, so a scope is never called.
     """
 
-    def __init__(self, class_name: str) -> None:
+    def __init__(self, class_name: str, kind: type[nn.Module] | None = None) -> None:
         super().__init__()
         self._class_name = class_name
+        self.kind = kind
+        """The container's class, where it is known."""
 
     def _get_name(self) -> str:
         return self._class_name
@@ -115,7 +117,7 @@ def mirror(model: nn.Module) -> nn.Module:
         if not is_root and not module._modules:
             memo[id(module)] = shallow_copy(module)
             return memo[id(module)]
-        scope = Scope(_class_name(module))
+        scope = Scope(_class_name(module), module.kind if isinstance(module, Scope) else type(module))
         memo[id(module)] = scope
         adopt(scope, module)
         scope.training = module.training
@@ -151,6 +153,13 @@ def set_tensor(root: nn.Module, name: str, value: torch.Tensor | None) -> None:
         owner._buffers[attribute] = value
     else:
         owner.register_buffer(attribute, value, persistent=attribute in owner.__dict__)
+
+
+def erase_dead(graph: fx.Graph) -> None:
+    """Erase every node whose result nothing uses, inputs and the output aside."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
 
 
 def erase_unread(graph: fx.Graph) -> None:

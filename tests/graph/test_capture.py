@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -342,3 +343,42 @@ def test_a_failed_capture_leaves_the_model_as_it_was() -> None:
     assert model.layer.training
     assert not model.layer._forward_pre_hooks
     assert "forward" not in vars(model.layer)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, lambda: torch.autocast("cpu", enabled=False)])
+def test_regions_without_gradients_or_autocast_are_captured(guard: Callable[[], Any]) -> None:
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with guard():
+                y = self.a(x).relu()
+                first, second = y.chunk(2, -1)
+            result: Tensor = self.b(torch.cat([second, first], -1)) + x.mean()
+            return result
+
+    model = ready(Guarded())
+    x = torch.randn(3, 4, dtype=torch.float64)
+    captured = fxcompress.capture(model, x)
+    assert torch.equal(captured(x), model(x))
+    assert "wrap" not in str(captured.graph)
+    captured(x).sum().backward()
+    detached = captured.get_parameter("a.weight").grad is None
+    assert detached == (guard is torch.no_grad)
+    assert captured.get_parameter("b.weight").grad is not None
+
+
+def test_autocast_switched_on_inside_the_model_is_refused() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.a(x)  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match="autocast"):
+        fxcompress.capture(Mixed(), torch.randn(2, 4))

@@ -284,9 +284,9 @@ INDEXING: dict[str, Sample] = {
 }
 
 RESHAPING: dict[str, Sample] = {
-    "view": _op(lambda x: x.view(x.shape[0], 2, 4, 20), axis=2),
+    "view": _op(lambda x: x.view(x.shape[0], 2, 4, 20), axis=2, captured="reshape"),
     "reshape": _op(lambda x: x.reshape(x.shape[0], 8, 20)),
-    "_unsafe_view": _op(lambda x: aten._unsafe_view.default(x, [x.shape[0], 8, 20])),
+    "_unsafe_view": _op(lambda x: aten._unsafe_view.default(x, [x.shape[0], 8, 20]), captured="reshape"),
     "flatten": _op(lambda x: x.flatten(1)),
     "unflatten": _op(lambda x: x.unflatten(1, (4, 2)), axis=2),
     "squeeze": _op(lambda x: x.mean(2, keepdim=True).squeeze(2)),
