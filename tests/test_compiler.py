@@ -310,7 +310,7 @@ def test_a_module_that_goes_by_two_names_keeps_what_either_calls() -> None:
             )
 
         def forward(self, x: Tensor) -> Tensor:
-            for layer in self.second["x"]:  # type: ignore[attr-defined, union-attr]
+            for layer in self.second["x"]:  # type: ignore[attr-defined]
                 x = layer(x).tanh()
             result: Tensor = self.head(x)
             return result
