@@ -7,6 +7,8 @@ expression (``call``), randomness and statistics that follow ``train()``/``eval(
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -168,6 +170,41 @@ def std(
     return var(input, mask, dim, unbiased, correction, keepdim).sqrt()
 
 
+def amax(input: Tensor, mask: Tensor, dim: list[int] | None, keepdim: bool = False) -> Tensor:
+    """Maximum over the kept entries of the dimensions ``dim`` (``mask`` as for ``mean``)."""
+    m, dims = _along(input, mask, dim)
+    return input.masked_fill(m == 0, -math.inf).amax(dims, keepdim=keepdim)
+
+
+def amin(input: Tensor, mask: Tensor, dim: list[int] | None, keepdim: bool = False) -> Tensor:
+    """Minimum over the kept entries of the dimensions ``dim`` (``mask`` as for ``mean``)."""
+    m, dims = _along(input, mask, dim)
+    return input.masked_fill(m == 0, math.inf).amin(dims, keepdim=keepdim)
+
+
+def softmax(input: Tensor, mask: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax over the kept entries of ``dim`` (``mask`` ``[size of dim]``); pruned outputs are 0."""
+    m, _ = _along(input, mask, [dim])
+    return input.masked_fill(m == 0, -math.inf).softmax(dim, dtype)
+
+
+def standardize(
+    input: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``F.batch_norm`` with the statistics of ``input`` itself, over the kept entries of all dimensions but 1
+    (``mask`` has one dimension for each of them): weight standardization (Qiao et al. 2019) calls it on a
+    weight seen as ``[1, filters, weights per filter]``.
+    """
+    dims = [d for d in range(input.dim()) if d != 1]
+    m, _ = _along(input, mask, dims)
+    centred = (input - mean(input, mask, dims, keepdim=True)) * m
+    y = centred * torch.rsqrt(var(input, mask, dims, correction=0, keepdim=True) + eps)
+    shape = [-1 if d == 1 else 1 for d in range(input.dim())]
+    if weight is not None:
+        y = y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape) * m
+
+
 def _along(input: Tensor, mask: Tensor, dim: list[int] | None) -> tuple[Tensor, list[int]]:
     """The mask with as many dimensions as ``input``, and the dimensions it lies along."""
     dims = list(range(input.dim())) if not dim else [d % input.dim() for d in dim]
@@ -184,6 +221,7 @@ def _count(input: Tensor, mask: Tensor, dims: list[int]) -> Tensor:
     return mask.expand(shape).sum()
 
 
-RESTRICTED = {f.__name__: f for f in (layer_norm, group_norm, rms_norm, mean, var, std)}
+_BY_OPERATOR = (layer_norm, group_norm, rms_norm, mean, var, std, amax, amin, softmax)
+RESTRICTED = {f.__name__: f for f in _BY_OPERATOR} | {"batch_norm": standardize}
 """ATen operators that take statistics, and their forms over the kept entries: the parameters are named as the
 operator's, with ``mask`` behind the input."""

@@ -41,7 +41,7 @@ def _affine(call: Call, values: Values, normalized: Tensor) -> Tensor:
     return torch.where(weight == 0, offset, scaled)
 
 
-@rule("batch_norm", "fxcompress.batch_norm")
+@rule("batch_norm", "fxcompress.batch_norm", "fxcompress.standardize")
 class BatchNorm(Rule):
     """``F.batch_norm`` with running statistics, dimension 1."""
 
@@ -49,7 +49,7 @@ class BatchNorm(Rule):
         x = flow.axes(call.args["input"])
         _share(flow, call, x[1], ("weight", "bias", "running_mean", "running_var"))
         if call.get("running_mean") is None:
-            flow.freeze(x[2:], call, "batch statistics")
+            flow.statistics(call, [d for d in range(len(x)) if d != 1], "batch statistics run over it")
         flow.set(call.node, x)
 
     def constants(self, call: Call, values: Values) -> None:
@@ -65,6 +65,7 @@ class BatchNorm(Rule):
     def shrink(self, call: Call, shrink: Shrink) -> None:
         if call.module is not None:
             shrink.attributes(call, {}, num_features=shrink.count(shrink.axes(call.node)[1]))
+        shrink.unrestrict(call)
 
 
 @rule("instance_norm")

@@ -82,9 +82,11 @@ class KeepsZero(Reduction):
         return torch.where(given == 0, 0.0, torch.nan)
 
 
-@rule("mean", "fxcompress.mean")
+@rule("mean", "fxcompress.mean", "amax", "fxcompress.amax", "amin", "fxcompress.amin")
 class Mean(KeepsConstant):
-    """A mean divides by how many slices there are: they stay, or it is restricted to those that do."""
+    """A mean divides by how many slices there are, an extremum sees all: they stay, or it is restricted to
+    those that do.
+    """
 
     def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
         flow.statistics(call, dims, f"{call.op.removeprefix('fxcompress.')} over it")
@@ -93,7 +95,7 @@ class Mean(KeepsConstant):
         shrink.unrestrict(call)
 
 
-for _op in ("amax", "amin", "median", "max", "min"):
+for _op in ("median", "max", "min"):
     register(_op, KeepsConstant())
 for _op in ("norm", "any", "prod", "nansum", "count_nonzero"):
     register(_op, KeepsZero())
@@ -147,8 +149,26 @@ class AlongOne(Rule):
                 values.set(call.node, dim, torch.where(given == 0, 0.0, torch.nan))
 
 
+@rule("softmax", "fxcompress.softmax")
+class Softmax(Rule):
+    """The dimension it runs along stays, or it is restricted to the slices that do; the others pass."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        x = flow.axes(operand(call))
+        flow.statistics(call, _dims(call, len(x)), "softmax along it")
+        flow.set(call.node, x)
+
+    def constants(self, call: Call, values: Values) -> None:
+        mask = values.known(call.get("mask"))
+        if mask is not None:
+            dim = _dims(call, len(values.map.of[call.node]))[0]
+            values.set(call.node, dim, torch.where(mask == 0, 0.0, torch.nan).double())
+
+    def shrink(self, call: Call, shrink: Shrink) -> None:
+        shrink.unrestrict(call)
+
+
 for _op in (
-    "softmax",
     "log_softmax",
     "_softmax",
     "cumsum",

@@ -316,6 +316,12 @@ REDUCTION: dict[str, Sample] = {
     "fxcompress.var": _op(lambda x: x / x.var(1, keepdim=True).add(0.1), restricted=True),
     "fxcompress.std": _op(lambda x: x / x.std((1, 2), correction=0)[:, None, None], restricted=True),
     "amax": _op(lambda x: x.amax((2, 3))),
+    "fxcompress.amax": _op(lambda x: x - x.amax(1, keepdim=True), restricted=True),
+    "fxcompress.amin": _op(lambda x: x * x.amin((1, 2))[:, None, None], restricted=True),
+    "fxcompress.softmax": _op(lambda x: x * x.softmax(1), restricted=True),
+    "fxcompress.standardize": _op(
+        lambda x: F.batch_norm(x.mT, None, None, training=True).mT, 1, restricted=True
+    ),
     "amin": _op(lambda x: x.amin(2)),
     "median": _op(lambda x: x.median(2)[0], keeps=True),
     "max": _op(lambda x: x.max(2)[0], keeps=True),
