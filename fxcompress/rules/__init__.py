@@ -4,6 +4,7 @@ Importing this package fills the registry (``fxcompress.rules.registry``).
 """
 
 from fxcompress.rules import (
+    addressing,
     attention,
     convolution,
     creation,
@@ -19,6 +20,7 @@ from fxcompress.rules import (
 )
 
 __all__ = [
+    "addressing",
     "attention",
     "convolution",
     "creation",
