@@ -95,6 +95,18 @@ class Index(nn.Module):
         self.register_buffer("index", torch.tensor(index))
 
 
+class Twice(nn.Module):
+    """A layer of two inputs, given one and a function of it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x, x.relu() * 0.5)
+        return result
+
+
 def _layer(make: Callable[[], nn.Module], rank: int = 2, **options: Any) -> Sample:
     return Sample(lambda m, x: m.layer(x), rank, layers={"layer": make}, **options)
 
@@ -417,6 +429,40 @@ ADDRESSING: dict[str, Sample] = {
     "cartesian_prod": _op(lambda x: x + torch.cartesian_prod(x[0, :, 0, 0], x[0, 0, 0])[0, 0], keeps=True),
 }
 
+PRODUCTS: dict[str, Sample] = {
+    "dot": _op(lambda x: x * torch.dot(x.sum((0, 2)), x.sum((0, 2)).exp()), 1),
+    "mv": Sample(lambda m, x: torch.mv(x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}),
+    "outer": _op(lambda x: torch.outer(x.flatten(), torch.ones(2, dtype=x.dtype)).view(-1, 8, 2), 0),
+    "inner": Sample(lambda m, x: torch.inner(x, m.w[0]), 0, layers={"w": _parameter(6, 8)}),
+    "linalg_vecdot": _op(lambda x: torch.linalg.vecdot(x, x.sigmoid(), dim=-1), 1),
+    "tensordot": Sample(
+        lambda m, x: torch.tensordot(x, m.w[0], dims=([1, 3], [0, 2])), layers={"w": _parameter(8, 6, 4)}
+    ),
+    "linalg_multi_dot": Sample(
+        lambda m, x: torch.linalg.multi_dot([x, m.w[0], m.v[0]]),
+        0,
+        layers={"w": _parameter(8, 6), "v": _parameter(6, 5)},
+    ),
+    "chain_matmul": Sample(
+        lambda m, x: aten.chain_matmul.default([x, m.w[0]]), 0, layers={"w": _parameter(8, 6)}
+    ),
+    "baddbmm": _op(lambda x: torch.baddbmm(x, x * 2.0, torch.ones(x.shape[0], 6, 6, dtype=x.dtype)), 1),
+    "addbmm": Sample(
+        lambda m, x: torch.addbmm(m.w[0], x.mT, x)[None] * 1.0, 1, layers={"w": _parameter(6, 6)}
+    ),
+    "addmv": Sample(
+        lambda m, x: torch.addmv(x.sum(1), x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}
+    ),
+    "addr": Sample(lambda m, x: torch.addr(x, x.sum(1), m.w[0]), 0, layers={"w": _parameter(8)}, keeps=True),
+    "bilinear": _layer(lambda: Twice(nn.Bilinear(8, 8, 6)), 0),
+    "cosine_similarity": _op(lambda x: F.cosine_similarity(x, x.relu() * 2.0, 1)),
+    "cdist": _op(lambda x: torch.cdist(x.mT, x.mT.relu() * 0.5), 1),
+    "pairwise_distance": _op(lambda x: F.pairwise_distance(x, x * 0.5), keeps=True),
+    "linalg_cross": _op(lambda x: torch.linalg.cross(x[..., :3, :], x[..., 1:4, :] * 2.0, dim=2)),
+    "cross": _op(lambda x: aten.cross.default(x[..., :3], x[..., 1:4] * 2.0, 3)),
+    "kron": _op(lambda x: torch.kron(x, torch.ones(1, 2, 1, 1, dtype=x.dtype))),
+}
+
 FURTHER: dict[str, Sample] = {
     "addmm": Sample(
         lambda m, x: torch.addmm(m.b[0], x, m.w[0]), 0, layers={"w": _parameter(8, 6), "b": _parameter(6)}
@@ -453,6 +499,7 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "reduction": REDUCTION,
     "creation": CREATION,
     "addressing": ADDRESSING,
+    "products": PRODUCTS,
     "further": FURTHER,
 }
 SAMPLES: dict[str, Sample] = {name: sample for family in FAMILIES.values() for name, sample in family.items()}
