@@ -4,7 +4,8 @@
 
 Network number i is a function of seed + i alone. Each runs in a worker process, so that a crash or a hang is
 one failure and not the end. Every failure is reduced and written as a Python file that runs by itself.
-Prints what the networks were made of; exits with 1 if any law failed.
+Prints what the networks were made of and which operators with a rule never occurred; exits with 1 if any law
+failed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fxcompress.graph.calls import Call, call_of
+from fxcompress.rules.registry import rule_for, ruled_operators
 from tests.comparing import run
 from tests.generator import KINDS, random_case, render
 from tests.generator.pruning import KNOBS, random_pruning
@@ -40,6 +43,7 @@ from tests.generator.spec import KNOB_TOP, random_spec
 from tests.laws import LawFailure, Subject, Unsuited, check
 
 CRASHED = "no answer"
+NO_OPERATORS = frozenset(("getitem", "pointwise"))  # Python's own, and the rule of all that have none
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Outcome:
     file: str = ""
     kinds: tuple[str, ...] = ()
     seconds: float = 0.0
+    operators: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()  # those of `operators` that no rule serves
 
 
 def examine(seed: int, reduction_seconds: float) -> Outcome:
@@ -64,15 +70,35 @@ def examine(seed: int, reduction_seconds: float) -> Outcome:
     except Exception as error:
         return Outcome(seed, "generator error", summary=f"{type(error).__name__}: {error}")
     verdict, law, summary, file = "passed", "", "", ""
+    subject = Subject(network, pruning)
     try:
-        check(Subject(network, pruning))
+        check(subject)
     except Unsuited as reason:
         verdict, summary = "unsuited", str(reason)
     except LawFailure as failure:
         verdict = "failed"
         failure = _reduced(seed, failure, reduction_seconds)
         law, summary, file = failure.law, failure.summary, str(failure)
-    return Outcome(seed, verdict, law, summary, file, network.kinds, time.monotonic() - started)
+    seconds, calls = time.monotonic() - started, _calls(subject)
+    names = frozenset(_operator(call) for call in calls)
+    aten = [call for call in calls if isinstance(call.target, torch._ops.OpOverload)]
+    frozen = frozenset(_operator(call) for call in aten if rule_for(call) is None)
+    return Outcome(seed, verdict, law, summary, file, network.kinds, seconds, names, frozen)
+
+
+def _calls(subject: Subject) -> list[Call]:
+    """The operator calls of the compiled module; none where compile fails."""
+    try:
+        found = [call_of(node) for node in subject.compiled.graph.nodes]
+    except Exception:
+        return []
+    return [call for call in found if call is not None]
+
+
+def _operator(call: Call) -> str:
+    """The ATen base name, with the overload where that has a rule of its own (`max.other`)."""
+    name = f"{call.op}.{getattr(call.target, '_overloadname', '')}"
+    return name if name in ruled_operators() else call.op
 
 
 def _reduced(seed: int, failure: LawFailure, seconds: float) -> LawFailure:
@@ -194,6 +220,8 @@ def write(path: Path, text: str) -> None:
 def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
     """The record written to --out: counts, coverage by family and kind, and each failure's one line."""
     applied = collections.Counter(kind for outcome in found for kind in outcome.kinds)
+    operators = collections.Counter(name for outcome in found for name in outcome.operators)
+    frozen = frozenset[str]().union(*(outcome.frozen for outcome in found))
     families: collections.Counter[str] = collections.Counter()
     for outcome in found:
         families.update({KINDS[kind].family for kind in outcome.kinds})
@@ -205,8 +233,15 @@ def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
         "steps_per_network": round(applied.total() / max(len(found), 1), 2),
         "networks_with_family": dict(families.most_common()),
         "steps_of_kind": {kind: applied[kind] for kind in KINDS},
+        "networks_with_operator": dict(operators.most_common()),
+        "operators_without_rule": sorted(frozen),
+        "ruled_operators_never_seen": sorted(set(ruled_operators()) - set(operators) - NO_OPERATORS),
         "failures": [
-            {key: value for key, value in asdict(o).items() if key not in ("file", "kinds")}
+            {
+                key: value
+                for key, value in asdict(o).items()
+                if key in ("seed", "verdict", "law", "summary", "seconds")
+            }
             for o in found
             if o.verdict in ("failed", "generator error")
         ],
@@ -223,6 +258,12 @@ def show(console: Console, found: Sequence[Outcome], record: dict[str, object]) 
         kinds = [f"{name} {steps[name]}" for name, kind in KINDS.items() if kind.family == family]
         table.add_row(family, str(count), ", ".join(kinds))
     console.print(table)
+    counts, never = record["networks_with_operator"], record["ruled_operators_never_seen"]
+    if not isinstance(counts, dict) or not isinstance(never, list):
+        raise TypeError("a record of summary_of is expected")
+    console.print("Networks with operator:", ", ".join(f"{name} {count}" for name, count in counts.items()))
+    console.print("Operators without a rule:", record["operators_without_rule"])
+    console.print(f"Operators with a rule that never occurred ({len(never)}):", ", ".join(never))
     for outcome in sorted(found, key=lambda o: (o.law, o.summary)):
         if outcome.verdict in ("failed", "generator error"):
             first_line = outcome.summary.strip().splitlines()[0][:200]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -86,14 +87,14 @@ def count_parameters(module: nn.Module) -> int:
 def count_flops(module: nn.Module, inputs: Inputs) -> int:
     """Matrix-product and convolution FLOPs of the eval-mode forward.
 
-    On a copy without gradients, whose attention modules are not the fused kernel: the counter fails on the
-    one (views of parameters) and counts the other as nothing.
+    On a copy without gradients (the counter fails on views of parameters) and without fused attention
+    kernels (it counts them as nothing).
     """
     twin = copy.deepcopy(module).requires_grad_(False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run(twin, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

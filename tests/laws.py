@@ -120,6 +120,12 @@ class Subject:
         return fxcompress.speedup(self.compiled, self.inputs)
 
     @property
+    def masks_layers_only(self) -> bool:
+        """Whether the oracle, masked parameters, says it all: no computed weight has a mask of its own."""
+        names = dict(self.compiled.named_buffers())
+        return not any(name.startswith("_activation_mask") for name in names)
+
+    @property
     def prunes(self) -> bool:
         return bool(self.pruning.config or self.pruning.masks)
 
@@ -174,9 +180,10 @@ def law_train_mode(subject: Subject) -> None:
 def law_masks(subject: Subject) -> None:
     """A compiled module with masks on single layers is the original model with those weights masked.
 
-    Skipped for dependency-aware masks, where a normalization over channels counts the kept channels only.
+    Skipped for dependency-aware masks, where a normalization over channels counts the kept channels only, and
+    where a mask is on a weight that the model computes.
     """
-    if not subject.pruning.config or subject.pruning.dependency_aware:
+    if not subject.pruning.config or subject.pruning.dependency_aware or not subject.masks_layers_only:
         return
     for batch in (3, 2):
         inputs = subject.network.inputs(batch=batch)
@@ -322,6 +329,8 @@ def law_mask_order(subject: Subject) -> None:
     masks restrict is another function than the one external masks are given for.
     """
     if subject.network.seed % 4 != 1 or not subject.pruning.config or subject.pruning.dependency_aware:
+        return
+    if not subject.masks_layers_only:
         return
     other = fxcompress.speedup(subject.model, subject.inputs, masks=subject.masks)
     shapes = [{name: tuple(p.shape) for name, p in m.named_parameters()} for m in (subject.small, other)]

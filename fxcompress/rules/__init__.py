@@ -4,6 +4,7 @@ Importing this package fills the registry (``fxcompress.rules.registry``).
 """
 
 from fxcompress.rules import (
+    addressing,
     attention,
     convolution,
     creation,
@@ -13,12 +14,14 @@ from fxcompress.rules import (
     normalization,
     pointwise,
     pooling,
+    products,
     recurrent,
     reduction,
     reshaping,
 )
 
 __all__ = [
+    "addressing",
     "attention",
     "convolution",
     "creation",
@@ -28,6 +31,7 @@ __all__ = [
     "normalization",
     "pointwise",
     "pooling",
+    "products",
     "recurrent",
     "reduction",
     "reshaping",

@@ -25,7 +25,10 @@ class Filled(Rule):
         number = call.get("fill_value", 0.0 if call.op.endswith("zeros") else 1.0)
         if call.op.endswith("empty") or not isinstance(number, (int, float)):
             return
-        for dim, axis in enumerate(values.map.of[call.node]):
+        axes = values.map.of[call.node]
+        if not axes:
+            values.set_known(call.node, torch.full((), number, dtype=values.dtype(call.node)))
+        for dim, axis in enumerate(axes):
             if not axis.dynamic:
                 values.set(call.node, dim, torch.full((axis.size,), float(number), dtype=torch.float64))
 

@@ -2,18 +2,22 @@
 ``index``.
 
 Each is a map from slices of the result to slices of the operand. After removal the same map over the kept
-slices is written as the operator itself where it still can say it, as ``index_select`` otherwise.
+slices is written as the operator itself where it still can say it, as ``index_select`` otherwise. Where the
+map is known only at run time the addressed dimensions stay, and the others pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
-from fxcompress.graph.calls import Call
+from fxcompress.graph.calls import Call, Ref, Reference, TensorInfo, call_of
 from fxcompress.rules.axes import Axis, Ints
 from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.registry import Rule, rule
@@ -32,7 +36,10 @@ class _Chosen(Rule):
         return tuple(a.size for a in axes)
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(call.args["self"])
+        self.relate(call, flow, flow.read(call.args["self"]))
+
+    def relate(self, call: Call, flow: Flow, x: tuple[Axis, ...]) -> None:
+        """Tie the chosen slices of ``x`` to those of the result."""
         chosen = self.chosen(call, self._sizes(call, x), None)
         if chosen is None:
             flow.freeze_call(call, f"{call.op} with positions known only at run time")
@@ -96,7 +103,7 @@ class Slice(_Chosen):
         return {dim: np.arange(shape[dim])[slice(start, end, step)]}
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(call.args["self"])
+        x = flow.read(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         info = flow.info(call.node)
         if info.shape[dim] == x[dim].size and info.dynamic[dim] == x[dim].dynamic:
@@ -106,7 +113,7 @@ class Slice(_Chosen):
             flow.freeze((x[dim], made[dim]), call, "slice of positions")
             flow.set(call.node, (*x[:dim], made[dim], *x[dim + 1 :]))
         else:
-            super().flow(call, flow)
+            self.relate(call, flow, x)
 
     def constants(self, call: Call, values: Values) -> None:
         for dim, axis in enumerate(values.map.of[call.node]):
@@ -141,32 +148,76 @@ class Slice(_Chosen):
             shrink.gather(call, dim, index)
 
 
-@rule("index_select")
-class IndexSelect(_Chosen):
-    """``self`` at a known index along one dimension."""
+class _Indexed(_Chosen):
+    """``self`` at an index that is known if it is computed from buffers and literals alone."""
 
     def chosen(self, call: Call, shape: tuple[int, ...], values: Values | None) -> dict[int, Ints] | None:
-        index = call.node.meta.get("index")
-        if index is None:
-            return None
-        return {dim_of(call.args["dim"], len(shape)): index}
+        found: dict[int, Ints] | None = call.node.meta.get("index")
+        return found
+
+    def remember(self, call: Call, flow: Flow, dim: int, index: Any) -> bool:
+        """Note what ``index`` chooses along ``dim``; returns whether that is known."""
+        call.node.meta.pop("index", None)
+        size = flow.axes(call.args["self"])[dim].size
+        known = _fixed(flow, index)
+        if known is None or known.dim() != 1 or known.dtype is torch.bool:
+            return False
+        chosen = known.cpu().numpy()
+        call.node.meta["index"] = {dim: np.where(chosen < 0, chosen + size, chosen)}
+        return True
+
+
+def _fixed(flow: Flow, ref: Any) -> torch.Tensor | None:
+    """The value of a tensor that is computed from buffers and literals alone."""
+    if not isinstance(ref, fx.Node):
+        return flow.known(ref)
+    call = call_of(ref)
+    target = None if call is None else call.target
+    if call is None or not isinstance(target, torch._ops.OpOverload) or not is_tensor(ref):
+        return None
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return None
+    operands = {operand: _fixed(flow, operand) for _, operand in call.refs()}
+    if any(value is None for value in operands.values()):
+        return None
+    given = pytree.tree_map(lambda v: operands[v] if isinstance(v, (fx.Node, Reference)) else v, call.args)
+    with torch.no_grad():
+        result = target(**given)
+    return result if isinstance(result, torch.Tensor) else None
+
+
+@rule("index_select")
+class IndexSelect(_Indexed):
+    """``self`` at an index along one dimension."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        known = flow.known(call.args["index"])
-        if known is not None:
-            size = flow.axes(call.args["self"])[call.args["dim"]].size
-            call.node.meta["index"] = np.where(known.numpy() < 0, known.numpy() + size, known.numpy())
-        super().flow(call, flow)
-        if known is not None:
-            flow.freeze(flow.axes(call.args["index"]), call, "an index")
+        x = flow.read(call.args["self"])
+        dim = dim_of(call.args["dim"], len(x))
+        flow.freeze(flow.axes(call.args["index"]), call, "an index")
+        if self.remember(call, flow, dim, call.args["index"]) and not x[dim].dynamic:
+            self.relate(call, flow, x)
+            return
+        call.node.meta.pop("index", None)
+        made = flow.fresh(flow.info(call.node))[dim]
+        flow.freeze((x[dim], made), call, "indexed by a tensor")
+        flow.set(call.node, (*x[:dim], made, *x[dim + 1 :]))
+
+    def constants(self, call: Call, values: Values) -> None:
+        if "index" in call.node.meta:
+            super().constants(call, values)
+            return
+        rank = len(values.map.of[call.node])
+        for dim in range(rank):
+            if dim != dim_of(call.args["dim"], rank):
+                values.set(call.node, dim, values.slices(call.args["self"], dim))
 
 
-@rule("flip")
+@rule("flip", "fliplr", "flipud")
 class Flip(_Chosen):
     """Reversed dimensions: of the kept slices the reverse is the reverse of the kept ones."""
 
     def chosen(self, call: Call, shape: tuple[int, ...], values: Values | None) -> dict[int, Ints] | None:
-        dims = call.args["dims"]
+        dims = call.get("dims", [1] if call.op == "fliplr" else [0])
         return {d: np.arange(shape[d])[::-1].copy() for d in (dim_of(d, len(shape)) for d in dims)}
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
@@ -192,7 +243,7 @@ class Select(Rule):
     """One slice of a dimension, which is needed; the dimension is gone from the result."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(call.args["self"])
+        x = flow.read(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         index = call.args["index"]
         if not isinstance(index, int) or x[dim].dynamic:
@@ -217,73 +268,78 @@ class Select(Rule):
             shrink.set_args(call, index=int(shrink.kept(x[dim])[:index].sum()))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the dimensions of ``self[i, j, …]`` come from."""
+
+    indexed: tuple[int, ...]
+    """Dimensions of the operand that tensors index."""
+    passed: dict[int, int]
+    """Dimension of the operand → dimension of the result, for the others."""
+    width: int
+    """How many dimensions the indices make together."""
+
+
+def places_of(call: Call, rank: int, info_of: Callable[[Ref], TensorInfo]) -> Places:
+    """An integer tensor indexes one dimension, a mask as many as it has; tensors that stand apart put the
+    dimensions they make first.
+    """
+    dim = 0
+    indexed: list[int] = []
+    widths: list[int] = []
+    entries: list[int] = []
+    for entry, index in enumerate(call.args["indices"]):
+        if index is None:
+            dim += 1
+            continue
+        facts = info_of(index)
+        mask = facts.dtype in (torch.bool, torch.uint8)
+        count = len(facts.shape) if mask else 1
+        indexed += range(dim, dim + count)
+        widths.append(1 if mask else len(facts.shape))
+        entries.append(entry)
+        dim += count
+    together = entries == list(range(entries[0], entries[-1] + 1))
+    width, start = max(widths), indexed[0] if together else 0
+    rest = [d for d in range(rank) if d not in indexed]
+    passed = {d: i if i < start else i + width for i, d in enumerate(rest)}
+    return Places(tuple(indexed), passed, width)
+
+
+def facts_of(values: Values, ref: Ref) -> TensorInfo:
+    axes = values.map.of[values.canonical(ref)]
+    return TensorInfo(tuple(a.size for a in axes), values.dtype(ref), tuple(a.dynamic for a in axes))
+
+
 @rule("index")
-class Index(Rule):
-    """``self[i, j, …]`` with tensors: indexed dimensions stay; the others pass where their place is clear."""
+class Index(_Indexed):
+    """``self[i, j, …]`` with tensors: a known index along one dimension chooses its slices; of others the
+    indexed dimensions stay.
+    """
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.axes(call.args["self"])
-        indices: list[Any] = list(call.args["indices"])
-        indexed = [d for d, index in enumerate(indices) if index is not None]
-        boolean = any(is_tensor(i) and not _is_integer(flow, i) for i in indices)
-        consecutive = indexed == list(range(indexed[0], indexed[-1] + 1))
-        if boolean or not consecutive:
-            flow.freeze_call(call, "indexing with a mask or with separated tensors")
+        x = flow.read(call.args["self"])
+        indices = [(d, index) for d, index in enumerate(call.args["indices"]) if index is not None]
+        for _, index in indices:
+            flow.freeze(flow.axes(index), call, "an index")
+        dim, first = indices[0]
+        if len(indices) == 1 and self.remember(call, flow, dim, first) and not x[dim].dynamic:
+            self.relate(call, flow, x)
             return
-        for d in indexed:
-            flow.freeze(x[d], call, "indexed by a tensor")
-            flow.freeze(flow.axes(indices[d]), call, "an index")
-        made = flow.fresh(flow.info(call.node))
-        width = len(made) - (len(x) - len(indexed))
-        flow.freeze(made[indexed[0] : indexed[0] + width], call, "indexed by a tensor")
-        middle = made[indexed[0] : indexed[0] + width]
-        flow.set(call.node, (*x[: indexed[0]], *middle, *x[indexed[-1] + 1 :]))
+        call.node.meta.pop("index", None)
+        places = places_of(call, len(x), flow.info)
+        made = list(flow.fresh(flow.info(call.node)))
+        for d, target in places.passed.items():
+            made[target] = x[d]
+        flow.freeze([x[d] for d in places.indexed], call, "indexed by a tensor")
+        stay = [axis for i, axis in enumerate(made) if i not in places.passed.values()]
+        flow.freeze(stay, call, "indexed by a tensor")
+        flow.set(call.node, made)
 
     def constants(self, call: Call, values: Values) -> None:
-        axes = values.map.of[values.canonical(call.args["self"])]
-        indexed = [d for d, index in enumerate(call.args["indices"]) if index is not None]
-        shift = len(values.map.of[call.node]) - len(axes)
-        for dim in range(len(axes)):
-            same = [d for d in (dim, dim + shift) if 0 <= d < len(values.map.of[call.node])]
-            target = same[0] if dim < indexed[0] else same[-1] if same else None
-            if (
-                dim in indexed
-                or target is None
-                or values.map.of[call.node][target].find() is not axes[dim].find()
-            ):
-                continue
+        if "index" in call.node.meta:
+            super().constants(call, values)
+            return
+        rank = len(values.map.of[values.canonical(call.args["self"])])
+        for dim, target in places_of(call, rank, lambda ref: facts_of(values, ref)).passed.items():
             values.set(call.node, target, values.slices(call.args["self"], dim))
-
-
-def _is_integer(flow: Flow, ref: Any) -> bool:
-    return flow.info(ref).dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-_BY_POSITION = (
-    "gather", "scatter", "scatter_add", "index_put", "index_add", "index_copy", "take", "take_along_dim",
-    "topk", "diff", "bincount", "searchsorted", "masked_select", "nonzero", "kthvalue",
-)  # fmt: skip
-
-
-@rule(*_BY_POSITION)
-class ByPosition(Rule):
-    """Operators that address single elements by position: every slice around them stays."""
-
-    def flow(self, call: Call, flow: Flow) -> None:
-        flow.freeze_call(call, f"{call.op} addresses elements by position")
-
-
-@rule("slice_scatter", "select_scatter")
-class Scatter(Rule):
-    """``self`` with part of one dimension replaced: that dimension stays, the others are shared."""
-
-    def flow(self, call: Call, flow: Flow) -> None:
-        x, source = flow.axes(call.args["self"]), list(flow.axes(call.args["src"]))
-        dim = dim_of(call.args["dim"], len(x))
-        if call.op == "select_scatter":
-            source.insert(dim, Axis(1))
-        flow.freeze((x[dim], source[dim]), call, "part of it is replaced")
-        for d, (a, b) in enumerate(zip(x, source, strict=True)):
-            if d != dim:
-                a.merge(b)
-        flow.set(call.node, x)

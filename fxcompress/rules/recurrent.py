@@ -139,9 +139,9 @@ class Recurrent(Rule):
             weights.append((cell.w_hr, state, hidden))
         for weight, outer, inner in weights:
             made, read = flow.read(weight)
+            flow.reads(weight, 1)
             made.merge(outer)
             read.merge(inner)
-            flow.reads(weight, 1)
             flow.contract(call, weight, 1, outer)
         for bias in (cell.b_ih, cell.b_hh):
             if bias is not None:

@@ -1,19 +1,21 @@
-"""Reductions, softmax and cumulative operators.
+"""Reductions, softmax, sorting and cumulative operators.
 
 Dimensions that stay pass through. A reduced one stays whole, except under a sum, where a zero slice adds
-nothing: a mean over channels divides by their number, a maximum sees every channel.
+nothing: a mean over channels divides by their number, a maximum sees every channel. Along another dimension a
+constant slice stays constant: its maximum, its sorted and its topmost values are the constant.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from fxcompress.graph.calls import Call, TensorInfo, operand
 from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need, nonzero
-from fxcompress.rules.flow import Flow, dim_of
+from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
@@ -36,6 +38,9 @@ def _kept_dims(call: Call, rank: int) -> dict[int, int]:
 
 class Reduction(Rule):
     """Reductions whose reduced dimensions stay whole."""
+
+    holding = 1
+    """How many results hold what was reduced, where there are several (the others hold positions)."""
 
     def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
         """The reduction of slices that are constant."""
@@ -64,8 +69,9 @@ class Reduction(Rule):
         for dim, target in _kept_dims(call, rank).items():
             given = values.slices(operand(call), dim)
             result = None if given is None else self.of_constant(call, given)
-            if isinstance(call.node.meta["tensor"], TensorInfo):
-                values.set(call.node, target, result)
+            one = isinstance(call.node.meta["tensor"], TensorInfo)
+            for index in (None,) if one else range(self.holding):
+                values.set(call.node, target, result, index)
 
 
 class KeepsConstant(Reduction):
@@ -95,11 +101,18 @@ class Mean(KeepsConstant):
         shrink.unrestrict(call)
 
 
-for _op in ("median", "max", "min"):
+class Extremes(KeepsConstant):
+    """Minimum and maximum at once."""
+
+    holding = 2
+
+
+for _op in ("max", "min", "median", "nanmedian", "kthvalue", "mode", "quantile.scalar"):
     register(_op, KeepsConstant())
+register("aminmax", Extremes())
 for _op in ("norm", "any", "prod", "nansum", "count_nonzero"):
     register(_op, KeepsZero())
-for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean", "aminmax", "mode"):
+for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean"):
     register(_op, Reduction())
 
 
@@ -128,30 +141,71 @@ class Sum(KeepsZero):
 
 
 class AlongOne(Rule):
-    """Softmax and cumulative operators: the dimension they run along stays, the others pass."""
+    """Operators along one dimension, which stays; the others pass."""
+
+    def __init__(self, of_constant: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
+        """``of_constant``: the constants of the (first) result, given those of the operand along another
+        dimension and the size of the one it runs along.
+        """
+        self.of_constant = of_constant
+
+    def _along(self, call: Call, rank: int) -> list[int]:
+        return [0] if call.op == "msort" else _dims(call, rank)
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(operand(call))
-        if x:
-            flow.freeze([x[d] for d in _dims(call, len(x))], call, f"{call.op} along it")
-        if isinstance(call.node.meta["tensor"], TensorInfo):
-            flow.set(call.node, x)
+        dims = self._along(call, len(x))
+        flow.freeze([x[d] for d in dims if d < len(x)], call, f"{call.op} along it")
+        for name in ("prepend", "append"):
+            if is_tensor(call.get(name)):
+                for d, axis in enumerate(flow.read(call.args[name])):
+                    if d in dims:
+                        flow.freeze(axis, call, f"{call.op} along it")
+                    else:
+                        axis.merge(x[d])
+        value = call.node.meta["tensor"]
+        results = (value,) if isinstance(value, TensorInfo) else value
+        made = [self._result(call, flow, x, dims, info) for info in results]
+        if isinstance(value, TensorInfo):
+            flow.set(call.node, made[0])
         else:
-            flow.set_several(call.node, [x] * len(call.node.meta["tensor"]))
+            flow.set_several(call.node, made)
+
+    def _result(
+        self, call: Call, flow: Flow, x: tuple[Axis, ...], dims: list[int], info: TensorInfo
+    ) -> tuple[Axis, ...]:
+        fresh = flow.fresh(info)
+        flow.freeze(fresh, call, f"{call.op} along it")
+        return tuple(
+            f if d in dims and a.size != f.size else a for d, (a, f) in enumerate(zip(x, fresh, strict=True))
+        )
 
     def constants(self, call: Call, values: Values) -> None:
-        if call.op not in ("cumsum", "cumprod") or not isinstance(call.node.meta["tensor"], TensorInfo):
+        x = values.map.of[values.canonical(operand(call))]
+        dims = self._along(call, len(x))
+        if self.of_constant is None or any(x[d].dynamic for d in dims if d < len(x)):
             return
-        rank = len(values.map.of[call.node])
-        for dim in range(rank):
+        index = None if isinstance(call.node.meta["tensor"], TensorInfo) else 0
+        for dim in (d for d in range(len(x)) if d not in dims):
             given = values.slices(operand(call), dim)
-            if given is not None and dim not in _dims(call, rank):
-                values.set(call.node, dim, torch.where(given == 0, 0.0, torch.nan))
+            for name in ("prepend", "append"):
+                if given is not None and is_tensor(call.get(name)):
+                    more = values.slices(call.args[name], dim)
+                    given = None if more is None else torch.where(given == more, given, torch.nan)
+            if given is not None:
+                values.set(call.node, dim, self.of_constant(given, x[dims[0]].size), index)
 
 
-@rule("softmax", "fxcompress.softmax")
-class Softmax(Rule):
-    """The dimension it runs along stays, or it is restricted to the slices that do; the others pass."""
+def _same(given: torch.Tensor, size: int) -> torch.Tensor:
+    return given
+
+
+def _zero(given: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.where(given == 0, 0.0, torch.nan)
+
+
+class Softmax(AlongOne):
+    """The dimension it runs along stays, or it is restricted to the slices that do."""
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(operand(call))
@@ -160,7 +214,9 @@ class Softmax(Rule):
 
     def constants(self, call: Call, values: Values) -> None:
         mask = values.known(call.get("mask"))
-        if mask is not None:
+        if mask is None:
+            super().constants(call, values)
+        else:
             dim = _dims(call, len(values.map.of[call.node]))[0]
             values.set(call.node, dim, torch.where(mask == 0, 0.0, torch.nan).double())
 
@@ -168,14 +224,15 @@ class Softmax(Rule):
         shrink.unrestrict(call)
 
 
-for _op in (
-    "log_softmax",
-    "_softmax",
-    "cumsum",
-    "cumprod",
-    "cummax",
-    "cummin",
-    "logcumsumexp",
-    "sort",
-):
+_softmax = Softmax(lambda given, size: given * 0 + 1 / size)
+for _op in ("softmax", "fxcompress.softmax"):
+    register(_op, _softmax)
+register("_softmax", AlongOne(_softmax.of_constant))
+register("log_softmax", AlongOne(lambda given, size: given * 0 - math.log(size)))
+for _op in ("sort", "msort", "topk", "cummax", "cummin"):
+    register(_op, AlongOne(_same))
+for _op in ("cumsum", "cumprod"):
+    register(_op, AlongOne(_zero))
+register("diff", AlongOne(lambda given, size: given * 0))
+for _op in ("argsort", "logcumsumexp"):
     register(_op, AlongOne())

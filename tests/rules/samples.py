@@ -95,6 +95,18 @@ class Index(nn.Module):
         self.register_buffer("index", torch.tensor(index))
 
 
+class Twice(nn.Module):
+    """A layer of two inputs, given one and a function of it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x, x.relu() * 0.5)
+        return result
+
+
 def _layer(make: Callable[[], nn.Module], rank: int = 2, **options: Any) -> Sample:
     return Sample(lambda m, x: m.layer(x), rank, layers={"layer": make}, **options)
 
@@ -323,9 +335,9 @@ REDUCTION: dict[str, Sample] = {
         lambda x: F.batch_norm(x.mT, None, None, training=True).mT, 1, restricted=True
     ),
     "amin": _op(lambda x: x.amin(2)),
-    "median": _op(lambda x: x.median(2)[0], keeps=True),
-    "max": _op(lambda x: x.max(2)[0], keeps=True),
-    "min": _op(lambda x: x.min(2)[0], keeps=True),
+    "median": _op(lambda x: x.median(2)[0]),
+    "max": _op(lambda x: x.max(2)[0]),
+    "min": _op(lambda x: x.min(2)[0]),
     "linalg_vector_norm": _op(lambda x: torch.linalg.vector_norm(x, 2, (2,))),
     "norm": _op(lambda x: aten.norm.ScalarOpt_dim(x, 2, [2])),
     "var": _op(lambda x: x.var((2, 3))),
@@ -340,18 +352,25 @@ REDUCTION: dict[str, Sample] = {
     "logsumexp": _op(lambda x: x.logsumexp(2), keeps=True),
     "var_mean": _op(lambda x: sum(torch.var_mean(x, (2, 3))), keeps=True),
     "std_mean": _op(lambda x: sum(torch.std_mean(x, (2, 3))), keeps=True),
-    "aminmax": _op(lambda x: (lambda r: r[0] * r[1])(torch.aminmax(x, dim=2)), keeps=True),
-    "mode": _op(lambda x: x.mode(2)[0], keeps=True),
+    "aminmax": _op(lambda x: (lambda r: r[0] * r[1])(torch.aminmax(x, dim=2))),
+    "mode": _op(lambda x: x.mode(2)[0]),
     "sum": _op(lambda x: x.sum((2, 3))),
-    "softmax": _op(lambda x: x.softmax(2), keeps=True),
+    "nanmedian": _op(lambda x: x.nanmedian(2)[0]),
+    "kthvalue": _op(lambda x: x.kthvalue(2, 3)[0]),
+    "quantile.scalar": _op(lambda x: x.quantile(0.3, 2), captured="quantile"),
+    "softmax": _op(lambda x: x.softmax(2)),
     "log_softmax": _op(lambda x: x.log_softmax(1), keeps=True),
-    "_softmax": _op(lambda x: aten._softmax.default(x, 3, False), keeps=True),
+    "_softmax": _op(lambda x: aten._softmax.default(x, 3, False)),
     "cumsum": _op(lambda x: x.cumsum(2)),
     "cumprod": _op(lambda x: x.cumprod(2)),
-    "cummax": _op(lambda x: x.cummax(2)[0], keeps=True),
-    "cummin": _op(lambda x: x.cummin(3)[0], keeps=True),
+    "cummax": _op(lambda x: x.cummax(2)[0]),
+    "cummin": _op(lambda x: x.cummin(3)[0]),
+    "topk": _op(lambda x: x.topk(2, 3)[0]),
+    "msort": _op(lambda x: torch.msort(x.transpose(0, 2)).transpose(0, 2)),
+    "diff": _op(lambda x: torch.diff(x, dim=3, prepend=x[..., 1:2])),
+    "argsort": _op(lambda x: x.argsort(3), keeps=True),
     "logcumsumexp": _op(lambda x: x.logcumsumexp(2), keeps=True),
-    "sort": _op(lambda x: x.sort(2)[0], keeps=True),
+    "sort": _op(lambda x: x.sort(2)[0]),
 }
 
 CREATION: dict[str, Sample] = {
@@ -373,28 +392,81 @@ CREATION: dict[str, Sample] = {
     "item": _op(lambda x: x * torch.ones(3).sum().long().item()),
 }
 
+
+def _picked(x: Tensor) -> Tensor:
+    """An index along the last dimension, of the shape of ``x[..., :2]``, that varies."""
+    return (x[..., :2] > 0.1).long() + x.shape[-1] - 2
+
+
+def _table(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+INDEXING |= {
+    "fliplr": _op(lambda x: torch.fliplr(x)),
+    "flipud": _op(lambda x: torch.flipud(x.transpose(0, 1)).transpose(0, 1)),
+}
+
 ADDRESSING: dict[str, Sample] = {
-    "gather": _op(lambda x: x.gather(3, (x[..., :2] > 0.1).long())),
-    "take_along_dim": _op(lambda x: torch.take_along_dim(x, (x > 0.1).long(), 3)),
-    "scatter": _op(lambda x: x.scatter(3, (x > 0.1).long(), x * 2.0)),
-    "scatter_add": _op(lambda x: x.scatter_add(3, (x > 0.1).long(), x * 2.0)),
+    "gather": _op(lambda x: x.gather(3, _picked(x))),
+    "take_along_dim": _op(lambda x: torch.take_along_dim(x, _picked(x.sum(1, keepdim=True)), 3)),
+    "scatter": _op(lambda x: x.scatter(3, _picked(x), x * 2.0)),
+    "scatter_add": _op(lambda x: x.scatter_add(3, _picked(x), x * 2.0)),
+    "scatter_reduce": _op(lambda x: x.scatter_reduce(3, _picked(x), x * 2.0, "amax")),
     "index_add": _op(lambda x: x.index_add(3, torch.tensor([0, 2]), x[..., :2])),
     "index_copy": _op(lambda x: x.index_copy(3, torch.tensor([0, 2]), x[..., :2] * 2.0)),
+    "index_fill": _op(lambda x: x.index_fill(3, torch.tensor([0, 2]), 0.0)),
+    "index_reduce": _op(lambda x: x.index_reduce(3, torch.tensor([0, 2]), x[..., :2], "prod")),
     "index_put": _op(
-        lambda x: aten.index_put.default(
-            x, [None, None, torch.tensor([1])], torch.full((1,), 0.3, dtype=x.dtype)
-        )
+        lambda x: aten.index_put.default(x, [None, None, torch.tensor([1, 3])], x[:, :, :2] * 2.0)
     ),
-    "take": _op(lambda x: x * torch.take(x, torch.tensor([3]))),
-    "masked_select": _op(lambda x: x + x.masked_select(x > 0.5).sum()),
-    "nonzero": _op(lambda x: x + (x > 0.5).nonzero().sum()),
-    "topk": _op(lambda x: x.topk(2, 3)[0]),
-    "kthvalue": _op(lambda x: x.kthvalue(2, 3)[0]),
-    "searchsorted": _op(lambda x: torch.searchsorted(torch.tensor([-1.0, 0.05, 1.0], dtype=x.dtype), x)),
-    "bincount": _op(lambda x: x + torch.bincount((x > 0.3).flatten().long(), minlength=2)[0]),
-    "diff": _op(lambda x: torch.diff(x, dim=3)),
+    "unfold": _op(lambda x: x.unfold(2, 2, 1)),
+    "searchsorted": _op(lambda x: torch.searchsorted(_table(-1.0, 0.05, 1.0), x)),
+    "bucketize": _op(lambda x: torch.bucketize(x, _table(-1.0, 0.05, 1.0), right=True)),
+    "isin": _op(lambda x: torch.isin((x > 0.1).long(), torch.tensor([1, 3]))),
     "slice_scatter": _op(lambda x: torch.slice_scatter(x, x[..., :2] * 2.0, 3, 0, 2)),
     "select_scatter": _op(lambda x: torch.select_scatter(x, x[..., 0] * 2.0, 3, 1)),
+    "take": _op(lambda x: x * torch.take(x, torch.tensor([3])), keeps=True),
+    "masked_select": _op(lambda x: x + x.masked_select(x > 0.5).sum(), keeps=True),
+    "masked_scatter": _op(lambda x: x.masked_scatter(x > 0.5, x.sigmoid()), keeps=True),
+    "nonzero": _op(lambda x: x + (x > 0.5).nonzero().sum(), keeps=True),
+    "bincount": _op(lambda x: x + torch.bincount((x > 0.3).flatten().long(), minlength=2)[0], keeps=True),
+    "histc": _op(lambda x: x + torch.histc(x, 3, -1.0, 1.0)[1], keeps=True),
+    "cartesian_prod": _op(lambda x: x + torch.cartesian_prod(x[0, :, 0, 0], x[0, 0, 0])[0, 0], keeps=True),
+}
+
+PRODUCTS: dict[str, Sample] = {
+    "dot": _op(lambda x: x * torch.dot(x.sum((0, 2)), x.sum((0, 2)).exp()), 1),
+    "mv": Sample(lambda m, x: torch.mv(x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}),
+    "outer": _op(lambda x: torch.outer(x.flatten(), torch.ones(2, dtype=x.dtype)).view(-1, 8, 2), 0),
+    "inner": Sample(lambda m, x: torch.inner(x, m.w[0]), 0, layers={"w": _parameter(6, 8)}),
+    "linalg_vecdot": _op(lambda x: torch.linalg.vecdot(x, x.sigmoid(), dim=-1), 1),
+    "tensordot": Sample(
+        lambda m, x: torch.tensordot(x, m.w[0], dims=([1, 3], [0, 2])), layers={"w": _parameter(8, 6, 4)}
+    ),
+    "linalg_multi_dot": Sample(
+        lambda m, x: torch.linalg.multi_dot([x, m.w[0], m.v[0]]),
+        0,
+        layers={"w": _parameter(8, 6), "v": _parameter(6, 5)},
+    ),
+    "chain_matmul": Sample(
+        lambda m, x: aten.chain_matmul.default([x, m.w[0]]), 0, layers={"w": _parameter(8, 6)}
+    ),
+    "baddbmm": _op(lambda x: torch.baddbmm(x, x * 2.0, torch.ones(x.shape[0], 6, 6, dtype=x.dtype)), 1),
+    "addbmm": Sample(
+        lambda m, x: torch.addbmm(m.w[0], x.mT, x)[None] * 1.0, 1, layers={"w": _parameter(6, 6)}
+    ),
+    "addmv": Sample(
+        lambda m, x: torch.addmv(x.sum(1), x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}
+    ),
+    "addr": Sample(lambda m, x: torch.addr(x, x.sum(1), m.w[0]), 0, layers={"w": _parameter(8)}, keeps=True),
+    "bilinear": _layer(lambda: Twice(nn.Bilinear(8, 8, 6)), 0),
+    "cosine_similarity": _op(lambda x: F.cosine_similarity(x, x.relu() * 2.0, 1)),
+    "cdist": _op(lambda x: torch.cdist(x.mT, x.mT.relu() * 0.5), 1),
+    "pairwise_distance": _op(lambda x: F.pairwise_distance(x, x * 0.5), keeps=True),
+    "linalg_cross": _op(lambda x: torch.linalg.cross(x[..., :3, :], x[..., 1:4, :] * 2.0, dim=2)),
+    "cross": _op(lambda x: aten.cross.default(x[..., :3], x[..., 1:4] * 2.0, 3)),
+    "kron": _op(lambda x: torch.kron(x, torch.ones(1, 2, 1, 1, dtype=x.dtype))),
 }
 
 FURTHER: dict[str, Sample] = {
@@ -416,10 +488,9 @@ FURTHER: dict[str, Sample] = {
     "col2im": _op(lambda x: F.fold(F.unfold(x, 2), (5, 4), 2)),
 }
 
-KEEPING = (*ADDRESSING, "scaled_dot_product_attention", "_weight_norm", "grid_sampler")
+KEEPING = ("scaled_dot_product_attention", "_weight_norm", "grid_sampler")
 """Operators whose rule lets nothing around them go (yet)."""
-for _samples in (ADDRESSING, FURTHER):
-    _samples.update({op: replace(sample, keeps=True) for op, sample in _samples.items() if op in KEEPING})
+FURTHER.update({op: replace(sample, keeps=True) for op, sample in FURTHER.items() if op in KEEPING})
 
 FAMILIES: dict[str, dict[str, Sample]] = {
     "pointwise": POINTWISE,
@@ -434,6 +505,7 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "reduction": REDUCTION,
     "creation": CREATION,
     "addressing": ADDRESSING,
+    "products": PRODUCTS,
     "further": FURTHER,
 }
 SAMPLES: dict[str, Sample] = {name: sample for family in FAMILIES.values() for name, sample in family.items()}
