@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fxcompress.config import known_pruners, parse, select, targets_of_model
@@ -25,7 +26,7 @@ from fxcompress.passes.shrink import shrink
 from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance
 from fxcompress.passes.verify import verify as verify_pair
 from fxcompress.pruning import PRUNERS
-from fxcompress.pruning.masks import get_masks, qualified
+from fxcompress.pruning.masks import mask_buffers, qualified
 from fxcompress.report import make_report
 from fxcompress.rules.axes import Bools
 from fxcompress.rules.flow import Flow
@@ -111,7 +112,7 @@ def speedup(
         masked.example_inputs = as_inputs(example_inputs)
     if masks is not None:
         masked = _with_masks(masked, masks)
-    small = masked.fork()
+    small = masked.fork(compiled=False)
     folded, again = False, True
     stayed: list[tuple[str, str]] | None = None
     while again:
@@ -146,25 +147,34 @@ def _with_masks(
 def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[tuple[str, str]]:
     """Masked whole slices that were not removed, by layer, with the reason; then operators without a rule."""
     rows: list[tuple[str, str]] = []
-    for layer, entries in get_masks(masked).items():
-        name = Reference(f"{layer}.weight" if layer else "weight")
-        mask = entries.get("weight")
-        axes = flow.map.of.get(flow.canonical(name)) if mask is not None else None
-        if mask is None or axes is None:
-            continue
-        for dim, axis in enumerate(axes[:2]):
+    for layer, parameter, mask in mask_buffers(masked):
+        name = Reference(f"{layer}.{parameter}" if layer else parameter)
+        axes = flow.map.of.get(flow.canonical(name)) if parameter == "weight" else None
+        for dim, axis in enumerate((axes or ())[:2]):
             here = kept.get(id(axis.find()), np.ones(axis.size, dtype=np.bool_))
-            others = [d for d in range(mask.dim()) if d != dim]
-            empty = (mask.amax(others) if others else mask).eq(0).cpu().numpy()
-            still = here & empty
-            if still.any():
+            still = _empty_slices(mask, dim, here)
+            if still:
+                count = len(_empty_slices(mask, dim, np.ones(axis.size, dtype=np.bool_)))
                 obstacle = axis.find().frozen
                 why = (
                     "other layers need these channels"
                     if obstacle is None
                     else f"{obstacle.reason} ({obstacle.node})"
                 )
-                rows.append((layer, f"{int(still.sum())} of {int(empty.sum())} masked channels stay: {why}"))
+                rows.append((layer, f"{len(still)} of {count} masked channels stay: {why}"))
     for op, nodes in flow.map.unruled.items():
         rows.append((nodes[0], f"no rule for operator {op!r} ({len(nodes)} calls): channels around it stay"))
     return rows
+
+
+def _empty_slices(mask: Tensor, dim: int, among: Bools) -> list[int]:
+    """The slices (of those in ``among``) in which all of ``mask`` is zero."""
+    rows = mask.movedim(dim, 0)
+    found = torch.from_numpy(among).to(mask.device)
+    for share in (0.0, 0.5, 1.0):  # few are worth a look at all of their entries
+        probe: list[Any] = [int(share * (size - 1)) for size in rows.shape[1:]]
+        found = found & (rows[(slice(None), *probe)] == 0)
+    doubtful = found.nonzero().flatten()
+    entries = rows[doubtful].reshape(len(doubtful), rows[0].numel())
+    empty: list[int] = doubtful[~(entries != 0).any(1)].tolist()
+    return empty

@@ -38,6 +38,7 @@ from fxcompress.graph.cost import (
     count_parameters,
     evaluating,
 )
+from fxcompress.graph.module import CompiledModule
 
 Shape = tuple[int, ...]
 
@@ -275,10 +276,18 @@ class _Weightless:
     def __init__(self, module: nn.Module) -> None:
         tensors = [*module.parameters(), *module.buffers()]
         memo: dict[int, Any] = {id(tensor): _shape_only(tensor) for tensor in tensors}
-        self._module = copy.deepcopy(module, memo)
         self._device = tensors[0].device if tensors else torch.device("cpu")
+        if not isinstance(module, CompiledModule):
+            self._module = copy.deepcopy(module, memo)
+            return
+        self._module = module.fork(compiled=False)
+        for owner in self._module.modules():
+            for table in (owner._parameters, owner._buffers):
+                table.update({name: memo[id(t)] for name, t in table.items() if t is not None})
 
     def macs(self, inputs: Any) -> MacCount:
+        if isinstance(self._module, CompiledModule):
+            self._module.recompile()
         with FakeTensorMode(allow_non_fake_inputs=True):
             self._module.to_empty(device=self._device)
         return count_macs(self._module, inputs)

@@ -45,12 +45,21 @@ class CompiledModule(fx.GraphModule):
     """What ``speedup`` changed (``fxcompress.report.Report``); ``None`` on any other module."""
 
     def __init__(
-        self, root: nn.Module | Mapping[str, Any], graph: fx.Graph, class_name: str = "CompiledModule"
+        self,
+        root: nn.Module | Mapping[str, Any],
+        graph: fx.Graph,
+        class_name: str = "CompiledModule",
+        *,
+        compiled: bool = True,
     ):
+        """``compiled=False``: do not make code yet; ``recompile()`` has to be called before ``forward``."""
         super().__init__(nn.Module(), fx.Graph(), class_name)
         if isinstance(root, nn.Module):
             adopt(self, root)
-        self.graph = graph
+        if compiled:
+            self.graph = graph
+        else:
+            self._graph, graph.owning_module = graph, self
         self.example_inputs = ((), {})
         self.notes = ()
         self.batch_is_dynamic = False
@@ -64,9 +73,9 @@ class CompiledModule(fx.GraphModule):
         memo[id(self)] = twin
         return twin
 
-    def fork(self) -> CompiledModule:
+    def fork(self, *, compiled: bool = True) -> CompiledModule:
         """A module with a graph and hierarchy of its own over the same parameters and buffers."""
-        twin = CompiledModule(mirror(self), copy_graph(self.graph), _class_name(self))
+        twin = CompiledModule(mirror(self), copy_graph(self.graph), _class_name(self), compiled=compiled)
         _copy_facts(self, twin)
         return twin
 

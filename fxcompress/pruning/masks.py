@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 _SUFFIX = "_mask"
+
+
+def mask_buffers(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Layer, parameter and mask (the buffer itself) of every masked parameter."""
+    for name, owner in module.named_modules():
+        for buffer, value in owner._buffers.items():
+            parameter = buffer.removesuffix(_SUFFIX)
+            if value is not None and buffer.endswith(_SUFFIX) and parameter in owner._parameters:
+                yield name, parameter, value
 
 
 def get_masks(module: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -14,11 +23,8 @@ def get_masks(module: nn.Module) -> dict[str, dict[str, Tensor]]:
     and 1.
     """
     masks: dict[str, dict[str, Tensor]] = {}
-    for name, owner in module.named_modules():
-        for buffer, value in owner.named_buffers(recurse=False):
-            parameter = buffer.removesuffix(_SUFFIX)
-            if buffer.endswith(_SUFFIX) and parameter in owner._parameters:
-                masks.setdefault(name, {})[parameter] = value.detach().clone()
+    for name, parameter, value in mask_buffers(module):
+        masks.setdefault(name, {})[parameter] = value.detach().clone()
     return masks
 
 

@@ -72,12 +72,17 @@ class Weighted:
 
     @functools.cached_property
     def reads(self) -> Bools | None:
-        """``[groups, out, in]``: a weight that is not zero; ``None`` if none is."""
-        if int(torch.count_nonzero(self.weight)) == self.weight.numel():
+        """``[groups, out, in]``: a weight that is not zero; ``None`` if all are."""
+        *shape, taps = self.weight.shape
+        flat = self.weight.reshape(-1, taps)
+        found = flat[:, 0] != 0
+        if bool(found.all()):
             return None
-        nonzero: Bools = (self.weight != 0).cpu().numpy()
-        found: Bools = nonzero[..., 0] if nonzero.shape[-1] == 1 else np.any(nonzero, axis=-1, keepdims=False)
-        return None if found.all() else found
+        if taps > 1:  # the other taps are looked at only where the first one is zero
+            doubtful = torch.nonzero(~found).flatten()
+            found[doubtful] = (flat[doubtful] != 0).any(1)
+        result: Bools = found.view(shape).cpu().numpy()
+        return None if result.all() else result
 
     def need(self) -> Need:
         """Which inputs must stay for which outputs."""

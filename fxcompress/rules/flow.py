@@ -26,6 +26,7 @@ class Flow:
         self.map = AxisMap()
         self._restrict = restrict
         self._by_tensor: dict[int, Reference] = {}
+        self._canonical: dict[str, Reference] = {}
         self._remembered: dict[fx.Node, Axis] = {}
         self._summed: set[tuple[fx.Node, Ref, int]] = set()
         self.computed: dict[Ref, list[Ref]] = {}
@@ -36,8 +37,10 @@ class Flow:
         """Tied parameters are one tensor: the first name seen stands for all."""
         if isinstance(ref, fx.Node):
             return ref
-        tensor = get_tensor(self.root, ref)
-        return self._by_tensor.setdefault(id(tensor), Reference(ref))
+        if ref not in self._canonical:
+            tensor = get_tensor(self.root, ref)
+            self._canonical[ref] = self._by_tensor.setdefault(id(tensor), Reference(ref))
+        return self._canonical[ref]
 
     def info(self, ref: Ref) -> TensorInfo:
         """Shape and dtype of a tensor."""
