@@ -414,6 +414,10 @@ ADDRESSING: dict[str, Sample] = {
     "index_put": _op(
         lambda x: aten.index_put.default(x, [None, None, torch.tensor([1, 3])], x[:, :, :2] * 2.0)
     ),
+    "embedding_bag": Sample(
+        lambda m, x: x.amax((2, 3)) * m.table((x[:, :3, 0, 0] > 0).long()) + x[:, :, 0, 0],
+        layers={"table": lambda: nn.EmbeddingBag(5, 8)},
+    ),
     "unfold": _op(lambda x: x.unfold(2, 2, 1)),
     "searchsorted": _op(lambda x: torch.searchsorted(_table(-1.0, 0.05, 1.0), x)),
     "bucketize": _op(lambda x: torch.bucketize(x, _table(-1.0, 0.05, 1.0), right=True)),
