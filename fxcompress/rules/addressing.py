@@ -15,6 +15,7 @@ from fxcompress.rules.axes import Axis
 from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.indexing import Places, facts_of, places_of
 from fxcompress.rules.registry import Rule, rule
+from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values
 
 
@@ -215,6 +216,32 @@ class Searched(Rule):
             if given is not None:
                 found = values.evaluate(call, {element: given.to(values.dtype(element)), table: known})
                 values.set(call.node, dim, torch.where(given.isnan(), torch.nan, found.to(torch.float64)))
+
+
+@rule("embedding_bag")
+class EmbeddingBag(Rule):
+    """Sums, means or maxima of rows of a weight ``[vocabulary, features]``; an empty bag gives zeros."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        rows, features = flow.read(call.args["weight"])
+        flow.freeze(rows, call, "rows of an embedding are chosen by index")
+        for name in ("indices", "offsets", "per_sample_weights"):
+            if is_tensor(call.args[name]):
+                flow.freeze(flow.read(call.args[name]), call, "an index")
+        results = []
+        for info in call.node.meta["tensor"]:
+            made = flow.fresh(info)
+            if len(made) == 2 and made[1].size == features.size:
+                made = (made[0], features)
+            flow.freeze(made[:1], call, "bags")
+            results.append(made)
+        flow.set_several(call.node, results)
+
+    def constants(self, call: Call, values: Values) -> None:
+        values.set(call.node, 1, _zeros(values.slices(call.args["weight"], 1)), 0)
+
+    def shrink(self, call: Call, shrink: Shrink) -> None:
+        shrink.attributes(call, {}, embedding_dim=shrink.count(shrink.axes(call.args["weight"])[1]))
 
 
 @rule("unfold")

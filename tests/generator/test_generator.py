@@ -79,6 +79,26 @@ def test_zero_knobs_mean_a_plain_convnet() -> None:
     assert [type(module).__name__ for module in network.build().children()] == ["Conv2d", "Conv2d", "Linear"]
 
 
+def test_start_knobs_reach_token_ids_and_keyword_inputs() -> None:
+    network = render(Spec((8, 3), (Step("self_attention"),), ()), seed=2)
+    (argument,) = network.arguments
+    assert network.flags >= {"keyword inputs"}
+    assert (argument.tokens, argument.vocabulary) == (False, 11)
+    inputs = network.inputs(batch=4, grow=2)
+    assert isinstance(inputs, dict)
+    ids = inputs[argument.name]
+    assert ids.dtype == torch.int64
+    assert ids.shape == (4, argument.shape[0] + 2)
+    assert int(ids.max()) < 11
+    assert run(network.model(), inputs).shape == (4, 3)
+
+
+def test_a_kind_of_the_other_layout_reads_a_converted_value() -> None:
+    network = render(Spec((), tuple(map(Step, ("conv", "mlp", "max_pool", "token_norm"))), ()))
+    assert network.kinds == ("conv", "mlp", "max_pool", "token_norm")
+    assert "F.gelu" in network.source
+
+
 def test_prunings_name_layers_of_the_network() -> None:
     for seed in SAMPLE:
         network, pruning = random_case(seed)

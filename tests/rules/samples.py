@@ -377,11 +377,11 @@ CREATION: dict[str, Sample] = {
     "zeros": _op(lambda x: torch.cat([x, torch.zeros(x.shape[0], 2, 5, 4, dtype=x.dtype)], 1)),
     "ones": _op(lambda x: x * torch.ones(1, 8, 1, 1, dtype=x.dtype)),
     "full": _op(lambda x: x + torch.full((8, 1, 1), 0.3, dtype=x.dtype)),
-    "empty": _op(lambda x: x + aten.empty.memory_format([8, 1, 1], dtype=x.dtype).fill_(0.25), keeps=True),
+    "empty": _op(lambda x: x + aten.empty.memory_format([8, 1, 1], dtype=x.dtype).fill_(0.25)),
     "new_zeros": _op(lambda x: torch.cat([x, x.new_zeros(x.shape[0], 2, 5, 4)], 1)),
     "new_ones": _op(lambda x: x * x.new_ones(8, 1, 1)),
     "new_full": _op(lambda x: x + x.new_full((1, 8, 1, 1), 0.4)),
-    "new_empty": _op(lambda x: x + x.new_empty((8, 1, 1)).fill_(0.25), keeps=True),
+    "new_empty": _op(lambda x: x + x.new_empty((8, 1, 1)).fill_(0.25)),
     "arange": _op(lambda x: x * torch.arange(8, dtype=x.dtype)[:, None, None], keeps=True),
     "linspace": _op(lambda x: x + torch.linspace(0.0, 1.0, 8, dtype=x.dtype)[:, None, None], keeps=True),
     "scalar_tensor": _op(lambda x: x * aten.scalar_tensor.default(0.3, dtype=x.dtype)),
@@ -420,6 +420,10 @@ ADDRESSING: dict[str, Sample] = {
     "index_put": _op(
         lambda x: aten.index_put.default(x, [None, None, torch.tensor([1, 3])], x[:, :, :2] * 2.0)
     ),
+    "embedding_bag": Sample(
+        lambda m, x: x.amax((2, 3)) * m.table((x[:, :3, 0, 0] > 0).long()) + x[:, :, 0, 0],
+        layers={"table": lambda: nn.EmbeddingBag(5, 8)},
+    ),
     "unfold": _op(lambda x: x.unfold(2, 2, 1)),
     "searchsorted": _op(lambda x: torch.searchsorted(_table(-1.0, 0.05, 1.0), x)),
     "bucketize": _op(lambda x: torch.bucketize(x, _table(-1.0, 0.05, 1.0), right=True)),
@@ -438,7 +442,7 @@ ADDRESSING: dict[str, Sample] = {
 PRODUCTS: dict[str, Sample] = {
     "dot": _op(lambda x: x * torch.dot(x.sum((0, 2)), x.sum((0, 2)).exp()), 1),
     "mv": Sample(lambda m, x: torch.mv(x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}),
-    "outer": _op(lambda x: torch.outer(x.flatten(), torch.ones(2, dtype=x.dtype)).view(-1, 8, 2), 0),
+    "outer": _op(lambda x: torch.outer(x.sum(0), x.sum(1)[:2]), 0, axis=0),
     "inner": Sample(lambda m, x: torch.inner(x, m.w[0]), 0, layers={"w": _parameter(6, 8)}),
     "linalg_vecdot": _op(lambda x: torch.linalg.vecdot(x, x.sigmoid(), dim=-1), 1),
     "tensordot": Sample(
@@ -467,6 +471,77 @@ PRODUCTS: dict[str, Sample] = {
     "linalg_cross": _op(lambda x: torch.linalg.cross(x[..., :3, :], x[..., 1:4, :] * 2.0, dim=2)),
     "cross": _op(lambda x: aten.cross.default(x[..., :3], x[..., 1:4] * 2.0, 3)),
     "kron": _op(lambda x: torch.kron(x, torch.ones(1, 2, 1, 1, dtype=x.dtype))),
+}
+
+
+def _both(z: Tensor) -> Tensor:
+    return z.real + 0.5 * z.imag
+
+
+FOURIER: dict[str, Sample] = {
+    "fft_fft": _op(lambda x: _both(torch.fft.fft(x, dim=2))),
+    "fft_ifft": _op(lambda x: _both(torch.fft.ifft(x, n=7))),
+    "fft_rfft": _op(lambda x: _both(torch.fft.rfft(x, norm="ortho"))),
+    "fft_irfft": _op(lambda x: torch.fft.irfft(torch.fft.rfft(x), n=x.shape[-1])),
+    "fft_hfft": _op(lambda x: torch.fft.hfft(x)),
+    "fft_ihfft": _op(lambda x: _both(torch.fft.ihfft(x))),
+    "fft_fft2": _op(lambda x: torch.fft.fft2(x).abs()),
+    "fft_ifft2": _op(lambda x: _both(torch.fft.ifft2(x))),
+    "fft_rfft2": _op(lambda x: _both(torch.fft.rfft2(x))),
+    "fft_irfft2": _op(lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5)),
+    "fft_hfft2": _op(lambda x: torch.fft.hfft2(x)),
+    "fft_ihfft2": _op(lambda x: _both(torch.fft.ihfft2(x))),
+    "fft_fftn": _op(lambda x: _both(torch.fft.fftn(x, dim=(2, 3)))),
+    "fft_ifftn": _op(lambda x: _both(torch.fft.ifftn(x, dim=(3, 2)))),
+    "fft_rfftn": _op(lambda x: _both(torch.fft.rfftn(x, s=(5, 4), dim=(2, 3)))),
+    "fft_irfftn": _op(lambda x: torch.fft.irfftn(torch.fft.rfftn(x, dim=(2, 3)), dim=(2, 3))),
+    "fft_hfftn": _op(lambda x: torch.fft.hfftn(x, dim=(2, 3))),
+    "fft_ihfftn": _op(lambda x: _both(torch.fft.ihfftn(x, dim=(2, 3)))),
+    "fft_fftshift": _op(lambda x: torch.fft.fftshift(x, dim=(2, 3))),
+    "fft_ifftshift": _op(lambda x: torch.fft.ifftshift(x, dim=2)),
+    "real": _op(lambda x: torch.fft.fft(x).real),
+    "imag": _op(lambda x: torch.fft.fft(x).imag),
+    "complex": _op(lambda x: torch.complex(x, x.relu()).abs()),
+    "polar": _op(lambda x: _both(torch.polar(x.abs(), x))),
+    "_conj": _op(lambda x: _both(torch.fft.fft(x) * torch.fft.fft(x.relu()).conj())),
+    "conj": _op(lambda x: _both(aten.conj.default(torch.fft.fft(x)) * 2.0)),
+    "resolve_conj": _op(lambda x: _both(aten.resolve_conj.default(torch.fft.fft(x)))),
+    "resolve_neg": _op(lambda x: aten.resolve_neg.default(x) * 2.0),
+    "view_as_real": _op(lambda x: torch.view_as_real(torch.fft.fft(x)).flatten(3)),
+    "view_as_complex": _op(lambda x: torch.view_as_complex(x.unflatten(3, (2, 2)).contiguous()).abs()),
+}
+
+DIAGONALS: dict[str, Sample] = {
+    "tril": _op(lambda x: x.tril()),
+    "triu": _op(lambda x: x.triu(1)),
+    "diagonal": _op(lambda x: x.diagonal(1, 2, 3)),
+    "diag_embed": _op(lambda x: torch.diag_embed(x, 1)),
+    "trace": _op(lambda x: x * torch.trace(x), 0, keeps=True),
+    "diag": _op(lambda x: x * torch.diag(x).sum(), 0, keeps=True),
+}
+
+CREATION |= {
+    "fill": _op(lambda x: torch.cat([x, aten.fill.Scalar(x, 0.3)], 1)),
+    "zero": _op(lambda x: torch.cat([aten.zero.default(x), x], 1)),
+    "empty_like": _op(lambda x: x + aten.fill.Scalar(torch.empty_like(x), 0.25)),
+    "rand": _op(lambda x: x * torch.rand(8, 1, 1, dtype=x.dtype).mul(0.0).exp(), keeps=True),
+    "randn": _op(lambda x: x * torch.randn(8, 1, 1, dtype=x.dtype).mul(0.0).exp(), keeps=True),
+    "randint": _op(lambda x: x * torch.randint(3, (8, 1, 1)).mul(0).exp(), keeps=True),
+    "randperm": _op(lambda x: x * (torch.randperm(8)[:, None, None] >= 0), keeps=True),
+    "rand_like": _op(lambda x: x * torch.rand_like(x).mul(0.0).exp(), keeps=True),
+    "randn_like": _op(lambda x: x * torch.randn_like(x).mul(0.0).exp(), keeps=True),
+    "randint_like": _op(lambda x: x * torch.randint_like(x, 3).mul(0.0).exp(), keeps=True),
+    "bernoulli": _op(lambda x: x * torch.bernoulli(x.sigmoid()).mul(0.0).exp(), keeps=True),
+    "exponential": _op(lambda x: x * aten.exponential.default(x).mul(0.0).exp(), keeps=True),
+    "normal_functional": _op(lambda x: x * aten.normal_functional.default(x).mul(0.0).exp(), keeps=True),
+    "uniform": _op(lambda x: x * aten.uniform.default(x).mul(0.0).exp(), keeps=True),
+    "multinomial": _op(lambda x: x * torch.multinomial(x.sigmoid(), 8).mul(0).exp(), 0, keeps=True),
+    "one_hot": _op(lambda x: x[..., None] * F.one_hot((x > 0.1).long(), 3)),
+    "meshgrid": _op(
+        lambda x: (lambda g: g[0] * g[1])(torch.meshgrid(x.mean((0, 2)), x[:, 0].mean(0), indexing="ij")),
+        1,
+        axis=0,
+    ),
 }
 
 FURTHER: dict[str, Sample] = {
@@ -506,6 +581,8 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "creation": CREATION,
     "addressing": ADDRESSING,
     "products": PRODUCTS,
+    "fourier": FOURIER,
+    "diagonals": DIAGONALS,
     "further": FURTHER,
 }
 SAMPLES: dict[str, Sample] = {name: sample for family in FAMILIES.values() for name, sample in family.items()}

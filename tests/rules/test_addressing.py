@@ -147,3 +147,12 @@ def test_heads_of_a_table_of_positions_go() -> None:
     small = shrunk(model, image(2, 3), plan)
     assert weight_shape(small, "a")[0] == 15
     assert weight_shape(small, "table") == (9, 3)
+
+
+def test_an_embedding_bag_loses_features() -> None:
+    model = Function(lambda m, x: m.b(m.a(x)), a=nn.EmbeddingBag(9, 6, mode="sum"), b=nn.Linear(6, 2))
+    small = shrunk(model, torch.tensor([[1, 2], [3, 8]]), {"b": {"columns": [0, 3]}})
+    assert weight_shape(small, "a") == (9, 4)
+    assert "EmbeddingBag(9, 4" in str(small)
+    small = shrunk(model, torch.tensor([[1, 2], [3, 8]]), {"a": {"columns": [1]}})
+    assert weight_shape(small, "a") == (9, 5)

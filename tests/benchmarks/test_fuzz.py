@@ -1,0 +1,26 @@
+"""The record of a fuzz run."""
+
+from __future__ import annotations
+
+from benchmarks.fuzz import Outcome, examine, summary_of
+from tests.generator import random_network
+
+
+def test_the_record_counts_operators_and_names_the_rules_never_reached() -> None:
+    conv = frozenset(("conv2d", "relu"))
+    found = [
+        Outcome(0, "passed", operators=conv),
+        Outcome(1, "passed", operators=conv | {"tensordot"}, frozen=frozenset(("tensordot",))),
+    ]
+    record = summary_of(found, 1.0)
+    assert record["networks_with_operator"] == {"conv2d": 2, "relu": 2, "tensordot": 1}
+    assert record["operators_without_rule"] == ["tensordot"]
+    never = record["ruled_operators_never_seen"]
+    assert isinstance(never, list)
+    assert "softmax" in never
+    assert not {"conv2d", "pointwise"} & set(never)
+
+
+def test_an_examined_network_tells_its_operators() -> None:
+    seed = next(s for s in range(50) if "nn.Conv2d" in random_network(s).source)
+    assert "conv2d" in examine(seed, reduction_seconds=0.0).operators
