@@ -135,7 +135,7 @@ def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask
     dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
     count = sum(1 for name, _ in module.named_buffers(recurse=False) if name.startswith("_activation_mask"))
     name = f"_activation_mask_{count}"
-    module.register_buffer(name, mask.to(dtype))
+    module.register_buffer(name, mask.to(dtype, copy=True).contiguous())
     with module.graph.inserting_before(user):
         read = module.graph.create_node("get_attr", name, (), {})
         product = module.graph.call_function(torch.ops.aten.mul.Tensor, (source, read))

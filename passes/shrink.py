@@ -56,6 +56,7 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
             or call.get("mask")
         ):
             rule.shrink(call, editor)
+    editor.again |= any(map(editor.loses_a_factor, flow.map.relations))
     _bake_masks(editor)
     _slice_tensors(editor)
     _update_shapes(editor)

@@ -6,6 +6,8 @@ x.view(sizes)    →     x.reshape(sizes)    the same view, also of tensors whos
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 
@@ -27,6 +29,26 @@ def canonicalize(graph: fx.Graph) -> None:
             node.target, node.args, node.kwargs = aten.reshape.default, (x, size), {}
         elif node.target in _PRODUCTS:
             _linear(graph, node)
+        elif node.target is aten.copy.default:
+            _copied(graph, node)
+
+
+def _copied(graph: fx.Graph, node: fx.Node) -> None:
+    target, source = node.args[:2]
+    if not isinstance(target, fx.Node) or not isinstance(source, fx.Node):
+        return
+    into, given = element_info(target), element_info(source)
+    if into is None or given is None:
+        return
+    with graph.inserting_before(node):
+        if given.dtype != into.dtype:
+            source = graph.call_function(aten.to.dtype, (source, into.dtype))
+            source.meta["tensor"] = replace(given, dtype=into.dtype)
+        if given.shape != into.shape:
+            source = graph.call_function(aten.expand_as.default, (source, target))
+            source.meta["tensor"] = into
+    node.replace_all_uses_with(source)
+    graph.erase_node(node)
 
 
 def _linear(graph: fx.Graph, node: fx.Node) -> None:

@@ -105,7 +105,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
             views = _ViewsAsReshapes() if "Cannot view" in str(failure) else contextlib.nullcontext()
-            with watch_leaf_calls(model) as calls, torch.enable_grad(), _quiet(), views:
+            with watch_leaf_calls(model) as calls, torch.enable_grad(), _quiet(), _WithoutGuards(), views:
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if failure is None and "Cannot view" in str(error):
@@ -116,6 +116,27 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
     raise _explained(model, failure) from failure
+
+
+class _WithoutGuards(TorchFunctionMode):
+    """``take_along_dim`` as the ``gather`` it is: its own broadcasting fixes the batch size while tracing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.take_along_dim, Tensor.take_along_dim):
+            return _take_along_dim(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    if dim is None:
+        return torch.gather(input.flatten(), 0, indices.flatten())
+
+    def sizes(a: Tensor, b: Tensor) -> list[int]:
+        """Sizes of 1 as those of ``b``; which sizes are 1 is known without asking for those of the batch."""
+        one = [isinstance(size, int) and size == 1 for size in a.shape]
+        return [b.shape[d] if one[d] and d != dim % a.dim() else -1 for d in range(a.dim())]
+
+    return input.expand(sizes(input, indices)).gather(dim, indices.expand(sizes(indices, input)))
 
 
 class _ViewsAsReshapes(TorchFunctionMode):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcompress.passes.propagate import structural_slices
-from fxcompress.rules.axes import Axis, Bools, Ints, Link, Product
+from fxcompress.rules.axes import Axis, Bools, Ints, Link, Obstacle, Product
 from fxcompress.rules.flow import Flow
 
 
@@ -41,8 +41,9 @@ def find_units(flow: Flow) -> Units:
     total = sum(a.size for a in axes)
     left: list[Ints] = []
     right: list[Ints] = []
-    must = structural_slices(flow)
-    free = {id(a): int((~must[id(a)]).sum()) for a in axes}
+    must, free = _structure(flow, axes)
+    while _freeze_spanning(flow, free):
+        must, free = _structure(flow, axes)
     for relation in flow.map.relations:
         if isinstance(relation, Link):
             pair = _link_edges(relation, offsets)
@@ -59,10 +60,39 @@ def find_units(flow: Flow) -> Units:
         units = unit[offsets[id(axis)] + np.flatnonzero(must[id(axis)])]
         fixed[units] = True
         if axis.frozen is not None:
+            at = axis.frozen.node and f"({axis.frozen.node})"
             for u in units.tolist():
-                causes.setdefault(u, f"{axis.frozen.reason} ({axis.frozen.node})")
+                causes.setdefault(u, " ".join(filter(None, (axis.frozen.reason, at))))
     labels = {id(a): unit[offsets[id(a)] : offsets[id(a)] + a.size] for a in axes}
     return Units(labels, fixed, causes)
+
+
+def _structure(flow: Flow, axes: list[Axis]) -> tuple[dict[int, Bools], dict[int, int]]:
+    """Which slices of each axis must stay, and how many of them may go."""
+    must = structural_slices(flow)
+    return must, {id(a): int((~must[id(a)]).sum()) for a in axes}
+
+
+def _freeze_spanning(flow: Flow, free: dict[int, int]) -> bool:
+    """Freeze the factors that some product is not divided along: masks for a unit of theirs would leave that
+    product's channels unmasked. Returns whether there were any.
+    """
+    found = False
+    for product in flow.map.relations:
+        if not isinstance(product, Product) or id(product.whole.find()) not in free:
+            continue
+        factors = [f.find() for f in product.factors]
+        active = _active(factors, free)
+        for index, factor in enumerate(factors):
+            if index != active and free.get(id(factor), 0) and factor is not factors[active]:
+                factor.frozen = Obstacle("", "its slices span channels that are pruned one by one")
+                found = True
+    return found
+
+
+def _active(factors: list[Axis], free: dict[int, int]) -> int:
+    """The factor that a product is divided along: the one with the most slices that may go."""
+    return max(range(len(factors)), key=lambda i: free.get(id(factors[i]), 0))
 
 
 def _concatenated(parts: list[Ints]) -> Ints:
@@ -80,7 +110,7 @@ def _product_edges(
     """Tie each slice of the whole to its slice of the factor with the most slices that may go (``free``)."""
     whole = product.whole.find()
     factors = [f.find() for f in product.factors]
-    active = max(range(len(factors)), key=lambda i: free.get(id(factors[i]), 0))
+    active = _active(factors, free)
     if not free.get(id(factors[active])) or id(whole) not in offsets:
         return None
     index = np.indices([f.size for f in factors])[active].reshape(-1)

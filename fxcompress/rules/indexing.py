@@ -8,6 +8,7 @@ map is known only at run time the addressed dimensions stay, and the others pass
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,10 +141,20 @@ class Slice(_Chosen):
     def restate(self, call: Call, shrink: Shrink, dim: int, index: Ints) -> None:
         if len(index) and bool((np.diff(index) == 1).all()):
             start, end = int(index[0]), int(index[-1]) + 1
+            axis = shrink.axes(call.args["self"])[dim]
+            count, length = shrink.count(axis), end - start
+            # What was said from the end stays so: the dimension may have another size at run time.
+            if (call.args["start"] or 0) < 0:
+                start -= count
             if call.op == "narrow":
-                shrink.set_args(call, start=start, length=end - start)
-            else:
-                shrink.set_args(call, start=start, end=end, step=1)
+                shrink.set_args(call, start=start, length=length)
+                return
+            given = call.args["end"]
+            if end == count and (given is None or not 0 <= given < axis.size):
+                end = sys.maxsize
+            elif given is not None and given < 0:
+                end -= count
+            shrink.set_args(call, start=start, end=end, step=1)
         else:
             shrink.gather(call, dim, index)
 
@@ -264,8 +275,9 @@ class Select(Rule):
         x = shrink.axes(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         if not shrink.keeps_all(x[dim]):
-            index = call.args["index"] % x[dim].size
-            shrink.set_args(call, index=int(shrink.kept(x[dim])[:index].sum()))
+            index, kept = call.args["index"], shrink.kept(x[dim])
+            # What was said from the end stays so: the dimension may have another size at run time.
+            shrink.set_args(call, index=int(kept[:index].sum()) if index >= 0 else -int(kept[index:].sum()))
 
 
 @dataclass(frozen=True)

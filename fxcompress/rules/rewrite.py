@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxcompress import ops
 from fxcompress.graph.calls import Aten, Attribute, Call, Ref, Reference, channel_dim, positions
 from fxcompress.graph.module import CompiledModule, get_tensor
-from fxcompress.rules.axes import Axis, AxisMap, Bools
+from fxcompress.rules.axes import Axis, AxisMap, Bools, Link, Product
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.values import Values
 
@@ -59,6 +59,10 @@ class Shrink:
     def keeps_all(self, axis: Axis) -> bool:
         """Whether nothing of an axis is removed."""
         return self.count(axis) == axis.size
+
+    def loses_a_factor(self, relation: Link | Product) -> bool:
+        """Whether a product loses slices of a factor: the others may be constant in all that are left."""
+        return isinstance(relation, Product) and not all(map(self.keeps_all, relation.factors))
 
     def changed(self, *refs: Ref) -> bool:
         """Whether any of these tensors loses slices."""
@@ -233,8 +237,10 @@ class Shrink:
         like = get_tensor(self.module, source)
         path = source.rpartition(".")[0]
         owner = self.module.get_submodule(path)
-        # A layer that adds its bias by itself has one already.
-        attribute = "bias" if owner._parameters.get("bias") is None else "folded_bias"
+        # A layer that adds its bias by itself has one already; other modules may hold several weights.
+        attribute = "bias"
+        if owner._parameters.get("bias") is not None or not source.endswith("weight"):
+            attribute = f"{source.rpartition('.')[2]}_bias"
         name = Reference(f"{path}.{attribute}".lstrip("."))
         new = nn.Parameter(added.to(like.dtype).to(like.device), requires_grad=like.requires_grad)
         owner.register_parameter(attribute, new)
