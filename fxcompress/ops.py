@@ -2,12 +2,15 @@
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
 expression (``call``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``,
-``batch_norm``), and normalizations and statistics that run over the kept channels only.
+``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), and normalizations and statistics that run
+over the kept channels only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +53,32 @@ def batch_norm(
         if momentum is None:
             average = 1.0 / float(batches)
     return F.batch_norm(input, running_mean, running_var, weight, bias, owner.training, average, eps)
+
+
+def _follows(kind: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """A recurrent ATen operator whose ``train`` flag is that of the module whose code called it."""
+
+    def run(
+        input: Tensor,
+        hx: Any,
+        params: list[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        bidirectional: bool,
+        batch_first: bool,
+        owner: nn.Module,
+    ) -> tuple[Tensor, ...]:
+        flags = (has_biases, num_layers, dropout, owner.training, bidirectional, batch_first)
+        return kind(input, hx, params, *flags)  # type: ignore[no-any-return]
+
+    run.__name__ = run.__qualname__ = kind.__name__.partition(".")[0]
+    return run
+
+
+_aten = torch.ops.aten
+lstm, gru = _follows(_aten.lstm.input), _follows(_aten.gru.input)
+rnn_tanh, rnn_relu = _follows(_aten.rnn_tanh.input), _follows(_aten.rnn_relu.input)
 
 
 def layer_norm(

@@ -43,8 +43,9 @@ def analyze_axes(module: CompiledModule, *, restrict: bool = False) -> Flow:
 
 
 def _freeze_outputs(flow: Flow, node: fx.Node) -> None:
-    for value in pytree.tree_leaves(node.args):
-        ref: Any = unwrap(value)
+    leaves: list[Any] = [unwrap(value) for value in pytree.tree_leaves(node.args)]
+    flow.count_reads(ref for ref in leaves if is_tensor(ref))
+    for value, ref in zip(pytree.tree_leaves(node.args), leaves, strict=True):
         if is_tensor(ref):
             for axis in flow.axes(ref):
                 root = axis.find()
@@ -53,6 +54,8 @@ def _freeze_outputs(flow: Flow, node: fx.Node) -> None:
 
 def _flow(flow: Flow, call: Call) -> None:
     operands = [ref for _, ref in call.refs()]
+    if "masked_parameter" not in call.node.meta:  # a mask product stands for its parameter: its readers count
+        flow.count_reads(operands)
     if operands and all(isinstance(ref, str) or ref in flow.computed for ref in operands):
         flow.computed[call.node] = operands
     found = registry.rule_for(call)

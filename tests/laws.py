@@ -296,7 +296,7 @@ def law_training(subject: Subject) -> None:
     Besides them there may be biases of layers that had none, and constants of the graph (`_index_0`).
     """
     names = set(subject.model.state_dict())
-    biases = {f"{layer}.bias" for layer in prunable(subject.model)}
+    biases = {f"{layer}.bias" for layer in prunable(subject.model)} | {f"{name}_bias" for name in names}
     new = {name for name in subject.small.state_dict() if not name.startswith("_")} - names - biases
     assert not new, f"the small module's state dict has names the model had not: {sorted(new)}"
     try:

@@ -21,9 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress import ops
-from fxcompress.graph.calls import Activation, Aten, Attribute, bind
+from fxcompress.graph.calls import Activation, Aten, Attribute, bind, positions
 
 _ROOT_MODE = "_mode"
+_RECURRENT = tuple(getattr(torch.ops.aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
 @dataclass
@@ -186,11 +187,18 @@ def _holds_node(values: Any) -> bool:
 
 
 def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> list[str]:
-    """Make dropout and BatchNorm that were inlined from other modules' code follow ``train()``/``eval()``."""
+    """Make dropout, BatchNorm and recurrent layers that were inlined follow ``train()``/``eval()``."""
     for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)):
         x, p, _ = bind(node.target, node.args, dict(node.kwargs)).values()
         owner = _owner(graph, root, node)
         node.target, node.args, node.kwargs = ops.dropout, (x, p, owner), {}
+    for kind in _RECURRENT:
+        for node in list(graph.find_nodes(op="call_function", target=kind)):
+            bound = bind(node.target, node.args, dict(node.kwargs))
+            following = getattr(ops, kind.__name__.partition(".")[0])
+            bound["owner"] = _owner(graph, root, node)
+            node.target, node.kwargs = following, {}
+            node.args = tuple(bound[name] for name in positions(following))
     notes = []
     for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)):
         args = bind(node.target, node.args, dict(node.kwargs))

@@ -48,7 +48,7 @@ class IndexPut(Rule):
     """``self`` with ``self[i, j, …] = values``: indexed dimensions stay, the others are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, source = flow.read(call.args["self"]), flow.read(call.args["values"])
+        x, source = flow.axes(call.args["self"]), flow.axes(call.args["values"])
         places = places_of(call, len(x), flow.info)
         flow.freeze([x[d] for d in places.indexed], call, "part of it is replaced")
         for index in call.args["indices"]:
@@ -89,7 +89,7 @@ class Gather(Rule):
     """``result[i, k] = self[index[i, k], k]``: the addressed dimension stays, the others are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, index = flow.read(call.args["self"]), flow.read(self._index(call))
+        x, index = flow.axes(call.args["self"]), flow.axes(self._index(call))
         if call.args["dim"] is None or not x or len(x) != len(index):
             flow.freeze_call(call, f"{call.op} over all elements")
             return
@@ -133,8 +133,8 @@ class Scatter(Rule):
         return next(call.args[name] for name in ("src", "source", "value") if name in call.args)
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, index = flow.read(call.args["self"]), flow.read(call.args["index"])
-        source = flow.read(self._source(call)) if is_tensor(self._source(call)) else ()
+        x, index = flow.axes(call.args["self"]), flow.axes(call.args["index"])
+        source = flow.axes(self._source(call)) if is_tensor(self._source(call)) else ()
         if not x:
             flow.freeze_call(call, f"{call.op} of a number")
             return
@@ -202,8 +202,8 @@ class Searched(Rule):
             flow.freeze_call(call, f"{call.op} row by row")
             return
         if is_tensor(table):
-            flow.freeze(flow.read(table), call, "elements are searched in it")
-        flow.set(call.node, flow.read(element))
+            flow.freeze(flow.axes(table), call, "elements are searched in it")
+        flow.set(call.node, flow.axes(element))
 
     def constants(self, call: Call, values: Values) -> None:
         element, table = (call.args[name] for name in self._names(call))
@@ -223,11 +223,11 @@ class EmbeddingBag(Rule):
     """Sums, means or maxima of rows of a weight ``[vocabulary, features]``; an empty bag gives zeros."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        rows, features = flow.read(call.args["weight"])
+        rows, features = flow.axes(call.args["weight"])
         flow.freeze(rows, call, "rows of an embedding are chosen by index")
         for name in ("indices", "offsets", "per_sample_weights"):
             if is_tensor(call.args[name]):
-                flow.freeze(flow.read(call.args[name]), call, "an index")
+                flow.freeze(flow.axes(call.args[name]), call, "an index")
         results = []
         for info in call.node.meta["tensor"]:
             made = flow.fresh(info)
@@ -249,7 +249,7 @@ class Unfold(Rule):
     """Windows along a dimension, which stays; their elements become the last dimension."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, made = flow.read(call.args["self"]), flow.fresh(flow.info(call.node))
+        x, made = flow.axes(call.args["self"]), flow.fresh(flow.info(call.node))
         dim = dim_of(call.args["dimension"], len(x))
         flow.freeze((x[dim], made[dim], made[-1]), call, "windows along it")
         flow.set(call.node, (*x[:dim], made[dim], *x[dim + 1 :], made[-1]))
@@ -266,7 +266,7 @@ class SliceScatter(Rule):
     """``self`` with part of one dimension replaced: that dimension stays, the others are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, source = flow.read(call.args["self"]), list(flow.read(call.args["src"]))
+        x, source = flow.axes(call.args["self"]), list(flow.axes(call.args["src"]))
         dim = dim_of(call.args["dim"], len(x))
         if call.op == "select_scatter":
             source.insert(dim, Axis(1))

@@ -43,12 +43,12 @@ class Convolution(WeightedRule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args["input"])
-        weight = flow.read(call.args["weight"])
+        weight = flow.axes(call.args["weight"])
         groups = call.args["groups"]
         channels = channel_dim(call, len(x))
         outer = self._channels(call, flow, x[channels], weight, groups)
         if is_tensor(call.args["bias"]):
-            outer.merge(flow.read(call.args["bias"])[0])
+            outer.merge(flow.axes(call.args["bias"])[0])
         flow.freeze(weight[2:], call, "kernel positions")
         flow.freeze(x[channels + 1 :], call, "positions of a convolution")
         made = flow.fresh(flow.info(call.node))

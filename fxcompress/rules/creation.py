@@ -5,6 +5,8 @@ A filled tensor has axes of its own, which become whatever axes it is combined w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fxcompress.graph.calls import Call, TensorInfo
@@ -39,7 +41,7 @@ class Filled(Rule):
             shrink.set_args(call, size=[shrink.size(call.node, s, axis) for s, axis in sizes])
 
 
-@rule("fill", "zero", "empty_like")
+@rule("fill", "zero", "empty_like", "zeros_like", "ones_like", "full_like")
 class Refilled(Rule):
     """The same number everywhere, in the shape of another tensor."""
 
@@ -49,7 +51,7 @@ class Refilled(Rule):
     def constants(self, call: Call, values: Values) -> None:
         if call.op == "empty_like":
             return
-        value = call.get("value", 0.0)
+        value: Any = 1.0 if call.op == "ones_like" else call.get("value", call.get("fill_value", 0.0))
         number = values.whole(value) if is_tensor(value) else value
         for dim, axis in enumerate(values.map.of[call.node]):
             if number is not None and not axis.dynamic:
@@ -87,7 +89,7 @@ class OneHot(Rule):
     def flow(self, call: Call, flow: Flow) -> None:
         classes = flow.fresh(flow.info(call.node))[-1]
         flow.freeze(classes, call, "classes")
-        flow.set(call.node, (*flow.read(call.args["self"]), classes))
+        flow.set(call.node, (*flow.axes(call.args["self"]), classes))
 
 
 @rule("meshgrid")
@@ -100,7 +102,7 @@ class MeshGrid(Rule):
         return [1, 0, *order[2:]] if call.get("indexing") == "xy" and len(order) > 1 else order
 
     def flow(self, call: Call, flow: Flow) -> None:
-        vectors = [flow.read(ref) for ref in call.args["tensors"]]
+        vectors = [flow.axes(ref) for ref in call.args["tensors"]]
         made = tuple(vectors[k][0] if vectors[k] else Axis(1) for k in self._order(call))
         flow.set_several(call.node, [made] * len(vectors))
 

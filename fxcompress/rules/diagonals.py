@@ -14,7 +14,7 @@ class Triangle(Rule):
     """Zero above or below a diagonal; a zero slice stays zero, also a row or a column."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         flow.freeze(x[-2:], call, "the triangle goes by position")
         flow.set(call.node, x)
 
@@ -32,7 +32,7 @@ class Diagonal(Rule):
         return [d for d in range(rank) if d not in gone]
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, last = flow.read(call.args["self"]), flow.fresh(flow.info(call.node))[-1]
+        x, last = flow.axes(call.args["self"]), flow.fresh(flow.info(call.node))[-1]
         rest = self._rest(call, len(x))
         flow.freeze([last, *(a for d, a in enumerate(x) if d not in rest)], call, "a diagonal of it")
         flow.set(call.node, [*(x[d] for d in rest), last])
@@ -52,7 +52,7 @@ class DiagonalMatrix(Rule):
         return [d for d in range(rank) if d not in made]
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, made = flow.read(call.args["self"]), list(flow.fresh(flow.info(call.node)))
+        x, made = flow.axes(call.args["self"]), list(flow.fresh(flow.info(call.node)))
         flow.freeze(x[-1], call, "a diagonal")
         rest = self._rest(call, len(made))
         flow.freeze([a for d, a in enumerate(made) if d not in rest], call, "a diagonal")

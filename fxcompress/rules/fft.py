@@ -36,7 +36,7 @@ class Transform(Rule):
         return [dim_of(d, rank) for d in (dim if isinstance(dim, (list, tuple)) else (dim,))]
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, made = flow.read(call.args["self"]), list(flow.fresh(flow.info(call.node)))
+        x, made = flow.axes(call.args["self"]), list(flow.fresh(flow.info(call.node)))
         dims = self._dims(call, len(x))
         flow.freeze([axis for d in dims for axis in (x[d], made[d])], call, f"{call.op} along it")
         flow.set(call.node, [made[d] if d in dims else axis for d, axis in enumerate(x)])
@@ -66,7 +66,7 @@ class Parts(Rule):
     """Real and imaginary part as a last dimension of two, which stays."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         if call.op == "view_as_complex":
             flow.freeze(x[-1], call, "real and imaginary part")
             flow.set(call.node, x[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,17 @@ class Flow:
             self.map.of[ref] = self.fresh(self.info(ref))
         return self.map.of[ref]
 
-    def read(self, parameter: Any) -> tuple[Axis, ...]:
-        """``axes`` of a parameter that this call reads (counted, to know which are shared between calls)."""
-        source = parameter
-        if isinstance(parameter, fx.Node) and "masked_parameter" in parameter.meta:
-            source = Reference(parameter.meta["masked_parameter"])
-        name = self.canonical(source)
-        if isinstance(name, str):
-            self.map.uses[name] = self.map.uses.get(name, 0) + 1
-        return self.axes(parameter)
+    def count_reads(self, refs: Iterable[Ref]) -> None:
+        """Count one reader of each parameter among ``refs``, to know which are shared between calls."""
+        names = {self.canonical(self._behind_mask(ref)) for ref in refs}
+        for name in names:
+            if isinstance(name, str):
+                self.map.uses[name] = self.map.uses.get(name, 0) + 1
+
+    def _behind_mask(self, ref: Ref) -> Ref:
+        """The parameter that a mask product stands for."""
+        masked = isinstance(ref, fx.Node) and "masked_parameter" in ref.meta
+        return Reference(ref.meta["masked_parameter"]) if masked else ref  # type: ignore[union-attr]
 
     # -- stating -------------------------------------------------------------------------------------------
     def fresh(self, info: TensorInfo) -> tuple[Axis, ...]:
@@ -116,9 +118,7 @@ class Flow:
         Of a weight computed from parameters it holds for the dimensions of these that pass through (not for
         those a norm sums over): say it before the dimension is merged with that of the input.
         """
-        if isinstance(parameter, fx.Node) and "masked_parameter" in parameter.meta:
-            parameter = Reference(parameter.meta["masked_parameter"])
-        ref = self.canonical(parameter)
+        ref = self.canonical(self._behind_mask(parameter))
         if isinstance(ref, str):
             self.map.read_dims.add((ref, dim))
         elif ref in self.computed:
@@ -156,7 +156,7 @@ class Flow:
         mask = call.get("mask")
         if mask is not None:
             value = get_tensor(self.root, mask)
-            for offset, (dim, axis) in enumerate(zip(dims, self.read(mask), strict=True)):
+            for offset, (dim, axis) in enumerate(zip(dims, self.axes(mask), strict=True)):
                 if axis.size == x[dim].size:
                     x[dim].merge(axis)
                     rows = value.movedim(offset, 0).reshape(value.shape[offset], -1)

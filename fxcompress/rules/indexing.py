@@ -37,7 +37,7 @@ class _Chosen(Rule):
         return tuple(a.size for a in axes)
 
     def flow(self, call: Call, flow: Flow) -> None:
-        self.relate(call, flow, flow.read(call.args["self"]))
+        self.relate(call, flow, flow.axes(call.args["self"]))
 
     def relate(self, call: Call, flow: Flow, x: tuple[Axis, ...]) -> None:
         """Tie the chosen slices of ``x`` to those of the result."""
@@ -104,7 +104,7 @@ class Slice(_Chosen):
         return {dim: np.arange(shape[dim])[slice(start, end, step)]}
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         info = flow.info(call.node)
         if info.shape[dim] == x[dim].size and info.dynamic[dim] == x[dim].dynamic:
@@ -202,7 +202,7 @@ class IndexSelect(_Indexed):
     """``self`` at an index along one dimension."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         flow.freeze(flow.axes(call.args["index"]), call, "an index")
         if self.remember(call, flow, dim, call.args["index"]) and not x[dim].dynamic:
@@ -254,7 +254,7 @@ class Select(Rule):
     """One slice of a dimension, which is needed; the dimension is gone from the result."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         dim = dim_of(call.args["dim"], len(x))
         index = call.args["index"]
         if not isinstance(index, int) or x[dim].dynamic:
@@ -330,7 +330,7 @@ class Index(_Indexed):
     """
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x = flow.read(call.args["self"])
+        x = flow.axes(call.args["self"])
         indices = [(d, index) for d, index in enumerate(call.args["indices"]) if index is not None]
         for _, index in indices:
             flow.freeze(flow.axes(index), call, "an index")

@@ -23,7 +23,7 @@ class Cat(Rule):
     """Slices of the result are those of the operands, one after the other; other dimensions are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        parts = [flow.read(ref) for ref in call.args["tensors"]]
+        parts = [flow.axes(ref) for ref in call.args["tensors"]]
         rank = len(flow.info(call.node).shape)
         parts = [p for p in parts if len(p) == rank]
         dim = _dim(call, rank)
@@ -71,7 +71,7 @@ class Stack(Rule):
     """A new dimension over the operands; the others are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        parts = [flow.read(ref) for ref in call.args["tensors"]]
+        parts = [flow.axes(ref) for ref in call.args["tensors"]]
         for axes in parts[1:]:
             for a, b in zip(parts[0], axes, strict=True):
                 a.merge(b)

@@ -32,12 +32,12 @@ class Linear(WeightedRule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args[self.input])
-        weight = flow.read(call.args[self.weight])
+        weight = flow.axes(call.args[self.weight])
         flow.reads(call.args[self.weight], self.reads)
         x[-1].merge(weight[self.reads])
         outer = weight[self.makes]
         if is_tensor(call.args[self.bias]):
-            outer.merge(flow.read(call.args[self.bias])[0])
+            outer.merge(flow.axes(call.args[self.bias])[0])
         flow.contract(call, call.args[self.input], len(x) - 1, outer)
         flow.set(call.node, (*x[:-1], outer))
 
@@ -113,7 +113,7 @@ class _Summed(Rule):
                 if name not in result:
                     flow.reads(ref, dim)
         for ref, names in zip(operands, labels, strict=True):
-            for name, axis in zip(names, flow.read(ref), strict=True):
+            for name, axis in zip(names, flow.axes(ref), strict=True):
                 known = by_label.get(name)
                 if known is None or (known.size == 1 and axis.size != 1):
                     by_label[name] = axis
@@ -216,7 +216,7 @@ class Embedding(Rule):
     """``weight[indices]``; the weight is ``[vocabulary, features]``."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        weight = flow.read(call.args["weight"])
+        weight = flow.axes(call.args["weight"])
         flow.freeze(weight[0], call, "rows of an embedding are chosen by index")
         indices = flow.axes(call.args["indices"])
         flow.set(call.node, (*indices, weight[1]))

@@ -28,7 +28,7 @@ from fxcompress.rules.values import Values
 def _share(flow: Flow, call: Call, axis: Axis, names: tuple[str, ...]) -> None:
     for name in names:
         if is_tensor(call.get(name)):
-            axis.merge(flow.read(call.args[name])[0])
+            axis.merge(flow.axes(call.args[name])[0])
 
 
 def _affine(call: Call, values: Values, normalized: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class LayerNorm(_AffineOfNormalized):
         dims = self.affine_dims(call, len(x))
         for name in ("weight", "bias"):
             if is_tensor(call.get(name)):
-                for dim, axis in zip(dims, flow.read(call.args[name]), strict=True):
+                for dim, axis in zip(dims, flow.axes(call.args[name]), strict=True):
                     if axis.size == x[dim].size:
                         x[dim].merge(axis)
         flow.statistics(call, dims, f"{self.name} statistics run over it")
@@ -198,7 +198,7 @@ class WeightNorm(Rule):
     """
 
     def flow(self, call: Call, flow: Flow) -> None:
-        v, g = flow.read(call.args["v"]), flow.read(call.args["g"])
+        v, g = flow.axes(call.args["v"]), flow.axes(call.args["g"])
         dim = call.args["dim"] % len(v)
         flow.reads(call.args["v"], dim)
         if g[dim].size == v[dim].size:

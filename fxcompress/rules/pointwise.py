@@ -25,8 +25,8 @@ _IDENTITIES = (
     "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "detach_copy", "to", "_to_copy", "type_as",
 )  # fmt: skip
 _UNTAGGED = (
-    "log_sigmoid", "masked_fill", "where", "hardswish", "rsub", "true_divide", "zeros_like", "ones_like",
-    "full_like", "max.other", "min.other", "__and__", "__or__", "__xor__",
+    "log_sigmoid", "masked_fill", "where", "hardswish", "rsub", "true_divide", "max.other", "min.other",
+    "__and__", "__or__", "__xor__",
 )  # fmt: skip
 """Pointwise operators some overload of which ATen does not tag as such."""
 
@@ -37,9 +37,7 @@ class Pointwise(Rule):
 
     def flow(self, call: Call, flow: Flow) -> None:
         info = flow.info(call.node)
-        # A mask product stands for its parameter: only what reads the product counts as a reader.
-        read = flow.axes if "masked_parameter" in call.node.meta else flow.read
-        operands = [read(ref) for ref in tensor_operands(call)]
+        operands = [flow.axes(ref) for ref in tensor_operands(call)]
         flow.set(
             call.node, [self._axis(flow, operands, i - len(info.shape), info) for i in range(len(info.shape))]
         )
@@ -85,7 +83,7 @@ class Pointwise(Rule):
         if len(vectors) == len(found) == len({ref for _, ref in call.refs()}):  # no size among the operands
             operands = {ref: self._as_operand(values, ref, v) for ref, v in found.items() if v is not None}
             known = torch.stack([~v.isnan().expand(size) for v in vectors]).all(0)
-            result = values.evaluate(call, operands).to(torch.float64).expand(size)
+            result = _real(values.evaluate(call, operands)).expand(size)
             result = torch.where(known, result, torch.nan)
         if zero is not None and bool(zero.any()):
             result = torch.where(zero, 0.0, torch.nan if result is None else result)
@@ -94,6 +92,13 @@ class Pointwise(Rule):
     def _as_operand(self, values: Values, ref: Ref, vector: Tensor) -> Tensor:
         dtype = values.dtype(ref)
         return vector if dtype.is_floating_point else vector.nan_to_num().to(dtype)
+
+
+def _real(value: Tensor) -> Tensor:
+    """As float64, NaN where it has an imaginary part."""
+    if value.is_complex():
+        value = torch.where(value.imag == 0, value.real, torch.nan)
+    return value.to(torch.float64)
 
 
 class Identity(Pointwise):
@@ -106,7 +111,7 @@ class Identity(Pointwise):
         return None if first is None else first.expand(size)
 
     def flow(self, call: Call, flow: Flow) -> None:
-        flow.set(call.node, flow.read(tensor_operands(call)[0]))
+        flow.set(call.node, flow.axes(tensor_operands(call)[0]))
 
 
 for _name in _UNTAGGED:
@@ -121,7 +126,7 @@ class PReLU(Pointwise):
 
     def flow(self, call: Call, flow: Flow) -> None:
         x = flow.axes(call.args["self"])
-        weight = flow.read(call.args["weight"])
+        weight = flow.axes(call.args["weight"])
         if weight and weight[0].size > 1:
             x[1 if len(x) > 1 else 0].merge(weight[0])
         flow.set(call.node, x)

@@ -105,7 +105,7 @@ class Added(_Summed):
     def flow(self, call: Call, flow: Flow) -> None:
         super().flow(call, flow)
         for mine, theirs in zip(
-            reversed(flow.axes(call.node)), reversed(flow.read(call.args["self"])), strict=False
+            reversed(flow.axes(call.node)), reversed(flow.axes(call.args["self"])), strict=False
         ):
             if mine.size == theirs.size:
                 mine.merge(theirs)
@@ -142,7 +142,7 @@ class Bilinear(_Summed):
     def flow(self, call: Call, flow: Flow) -> None:
         super().flow(call, flow)
         if is_tensor(call.args["bias"]):
-            flow.axes(call.node)[-1].merge(flow.read(call.args["bias"])[0])
+            flow.axes(call.node)[-1].merge(flow.axes(call.args["bias"])[0])
 
     def constants(self, call: Call, values: Values) -> None:
         weight, bias = values.known(call.args["weight"]), values.known(call.args["bias"])
@@ -221,7 +221,7 @@ class PairwiseDistance(Rule):
     """``‖x1 − x2 + eps‖``: every feature adds eps, so all stay."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        operands = [flow.read(call.args[name]) for name in ("x1", "x2")]
+        operands = [flow.axes(call.args[name]) for name in ("x1", "x2")]
         made = list(flow.fresh(flow.info(call.node)))
         flow.freeze([axes[-1] for axes in operands], call, "a distance over it")
         rank = len(made) - 1 if call.args["keepdim"] else len(made)
@@ -265,7 +265,7 @@ class Kronecker(Rule):
     """``result[(i, j)] = a[i] b[j]`` in every dimension; zero where one side is."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        operands = [flow.read(call.args[name]) for name in ("self", "other")]
+        operands = [flow.axes(call.args[name]) for name in ("self", "other")]
         made = list(flow.fresh(flow.info(call.node)))
         for back in range(1, len(made) + 1):
             factors = [axes[-back] for axes in operands if len(axes) >= back]

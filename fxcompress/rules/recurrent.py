@@ -138,14 +138,14 @@ class Recurrent(Rule):
         if cell.w_hr is not None:
             weights.append((cell.w_hr, state, hidden))
         for weight, outer, inner in weights:
-            made, read = flow.read(weight)
+            made, read = flow.axes(weight)
             flow.reads(weight, 1)
             made.merge(outer)
             read.merge(inner)
             flow.contract(call, weight, 1, outer)
         for bias in (cell.b_ih, cell.b_hh):
             if bias is not None:
-                flow.read(bias)[0].merge(rows)
+                flow.axes(bias)[0].merge(rows)
 
     def _results(
         self, call: Call, flow: Flow, x: tuple[Axis, ...], features: Axis, states: tuple[Axis, Axis]
@@ -294,7 +294,7 @@ def _same(constants: list[Tensor]) -> Tensor:
     return torch.where(equal, constants[0], torch.nan)
 
 
-@rule("lstm.input", "lstm_cell")
+@rule("fxcompress.lstm", "lstm_cell")
 class LSTM(Recurrent):
     """``c = f c + i g``: zero while ``g`` and the first ``c`` are; then ``h = o tanh(c)`` is zero too."""
 
@@ -304,7 +304,7 @@ class LSTM(Recurrent):
         return torch.where(inputs[2] + recurrent[2] == 0, 0.0, torch.nan).double()
 
 
-@rule("gru.input", "gru_cell")
+@rule("fxcompress.gru", "gru_cell")
 class GRU(Recurrent):
     """``h = (1 − z) n + z h``: zero while ``n`` and the first ``h`` are."""
 
@@ -314,7 +314,7 @@ class GRU(Recurrent):
         return torch.where((inputs[2] == 0) & (recurrent[2] == 0), 0.0, torch.nan).double()
 
 
-@rule("rnn_tanh.input", "rnn_tanh_cell")
+@rule("fxcompress.rnn_tanh", "rnn_tanh_cell")
 class ElmanTanh(Recurrent):
     """``h = tanh(a + r)``."""
 
@@ -324,7 +324,7 @@ class ElmanTanh(Recurrent):
         return torch.tanh(inputs[0] + recurrent[0])
 
 
-@rule("rnn_relu.input", "rnn_relu_cell")
+@rule("fxcompress.rnn_relu", "rnn_relu_cell")
 class ElmanReLU(Recurrent):
     """``h = relu(a + r)``."""
 

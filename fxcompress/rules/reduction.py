@@ -158,7 +158,7 @@ class AlongOne(Rule):
         flow.freeze([x[d] for d in dims if d < len(x)], call, f"{call.op} along it")
         for name in ("prepend", "append"):
             if is_tensor(call.get(name)):
-                for d, axis in enumerate(flow.read(call.args[name])):
+                for d, axis in enumerate(flow.axes(call.args[name])):
                     if d in dims:
                         flow.freeze(axis, call, f"{call.op} along it")
                     else:

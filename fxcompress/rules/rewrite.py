@@ -124,9 +124,9 @@ class Shrink:
     def _describe(self, call: Call, attributes: dict[str, Any]) -> None:
         """Let a module whose call was inlined say its new sizes when printed."""
         module = self.module.get_submodule(call.node.meta.get("module", ""))
-        weight = call.get("weight")
+        weight = self.values.baked(call.get("weight"))
         own = {id(p) for p in module._parameters.values() if p is not None}
-        if isinstance(weight, Reference) and id(get_tensor(self.module, weight)) in own:
+        if weight is not None and id(get_tensor(self.module, weight)) in own:
             for name, value in attributes.items():
                 if hasattr(module, name):
                     setattr(module, name, value)

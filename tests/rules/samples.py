@@ -199,13 +199,13 @@ def _cell(make: Callable[[], nn.Module]) -> Sample:
 
 
 RECURRENT: dict[str, Sample] = {
-    "lstm.input": replace(_recurrent(lambda: nn.LSTM(8, 6, 2, batch_first=True)), captured="lstm"),
-    "gru.input": replace(
-        _recurrent(lambda: nn.GRU(8, 6, bidirectional=True, batch_first=True)), captured="gru"
+    "fxcompress.lstm": replace(_recurrent(lambda: nn.LSTM(8, 6, 2, batch_first=True)), captured=None),
+    "fxcompress.gru": replace(
+        _recurrent(lambda: nn.GRU(8, 6, bidirectional=True, batch_first=True)), captured=None
     ),
-    "rnn_tanh.input": replace(_recurrent(lambda: nn.RNN(8, 6, batch_first=True)), captured="rnn_tanh"),
-    "rnn_relu.input": replace(
-        _recurrent(lambda: nn.RNN(8, 6, 2, nonlinearity="relu", batch_first=True)), captured="rnn_relu"
+    "fxcompress.rnn_tanh": replace(_recurrent(lambda: nn.RNN(8, 6, batch_first=True)), captured=None),
+    "fxcompress.rnn_relu": replace(
+        _recurrent(lambda: nn.RNN(8, 6, 2, nonlinearity="relu", batch_first=True)), captured=None
     ),
     "lstm_cell": _cell(lambda: nn.LSTMCell(8, 6)),
     "gru_cell": _cell(lambda: nn.GRUCell(8, 6)),
@@ -409,7 +409,7 @@ INDEXING |= {
 
 ADDRESSING: dict[str, Sample] = {
     "gather": _op(lambda x: x.gather(3, _picked(x))),
-    "take_along_dim": _op(lambda x: torch.take_along_dim(x, _picked(x.sum(1, keepdim=True)), 3)),
+    "take_along_dim": _op(lambda x: aten.take_along_dim.default(x, _picked(x.sum(1, keepdim=True)), 3)),
     "scatter": _op(lambda x: x.scatter(3, _picked(x), x * 2.0)),
     "scatter_add": _op(lambda x: x.scatter_add(3, _picked(x), x * 2.0)),
     "scatter_reduce": _op(lambda x: x.scatter_reduce(3, _picked(x), x * 2.0, "amax")),
