@@ -160,7 +160,7 @@ class Shrink:
         owner = self.module.get_submodule(module)
         if "normalized_shape" in literals:
             owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[assignment]
-        else:
+        elif "num_groups" in literals:
             owner.num_groups = literals["num_groups"]
             owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
 

@@ -93,3 +93,13 @@ def test_plain_layer_norm_keeps_externally_masked_channels_with_the_reason() -> 
     assert weight_shape(small, "0")[0] == 6
     assert "LayerNorm statistics run over it" in str(small.report)
     assert torch.is_tensor(small(image(2, 3)))
+
+
+def test_a_softmax_module_over_channels_is_restricted_and_turns_plain_again() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax2d(), nn.Conv2d(8, 2, 1))
+    masked = compiled(model, image(2, 3, 4, 4), op_names=["0"])
+    assert "fxcompress.softmax" in operators(masked)
+    small = fxcompress.speedup(masked)
+    check_exact(small, masked, image(3, 3, 4, 4))
+    assert isinstance(small.get_submodule("1"), nn.Softmax2d)
+    assert "fxcompress.softmax" not in operators(small)
