@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from fxcompress.config import known_pruners, parse, select, targets_of_model
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import ConfigError, SpeedupError
-from fxcompress.export.masks import check_masks, load_masks
+from fxcompress.export.masks import ACTIVATIONS, check_masks, load_masks
 from fxcompress.graph.calls import Reference
 from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.passes.axes import analyze_axes
-from fxcompress.passes.insert_masks import insert_masks
+from fxcompress.passes.insert_masks import insert_masks, mask_layer
 from fxcompress.passes.propagate import live_slices, propagate_constants
 from fxcompress.passes.shrink import shrink
 from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance
@@ -94,7 +94,9 @@ def speedup(
     Args:
         model: a compiled model, or any model together with ``masks``.
         example_inputs: as for ``compile``; those of the compiled model by default.
-        masks: ``{layer: {"weight": mask, "bias": mask}}`` or a mask file, applied on top of the model's own.
+        masks: ``{layer: {"weight": mask, "bias": mask}}`` or a mask file, applied on top of the model's own;
+            ``"input"`` and ``"output"`` stand for a layer's activations (``[channels]``, or a mask that
+            broadcasts to them).
         verify: lint and re-infer the small graph, and compare both models in float64 on the example inputs.
         round_to: keep a multiple of this many channels where channels are removed.
 
@@ -138,9 +140,13 @@ def _with_masks(
     module: CompiledModule, masks: Mapping[str, Mapping[str, Tensor]] | str | os.PathLike[str]
 ) -> CompiledModule:
     given = load_masks(masks) if isinstance(masks, (str, os.PathLike)) else masks
-    check_masks(given, module)
+    checked = check_masks(given, module)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     twin = module.fork()
-    insert_masks(twin, qualified(given))
+    for layer, entries in checked.items():
+        for side in [name for name in ACTIVATIONS if name in entries and f"{layer}.{name}" not in parameters]:
+            mask_layer(twin, layer, side, entries.pop(side))
+    insert_masks(twin, qualified(checked))
     return twin
 
 

@@ -20,7 +20,7 @@ from torch.fx.node import Argument
 
 from fxcompress import ops
 from fxcompress.errors import PassError
-from fxcompress.graph.calls import Aten, Reference, TensorInfo, call_of, operand, positions
+from fxcompress.graph.calls import Aten, Call, Reference, TensorInfo, call_of, channel_dim, operand, positions
 from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor
 from fxcompress.graph.shapes import info
 
@@ -143,6 +143,57 @@ def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask
     product.meta.update(tensor=facts, activation_mask=name)
     user.replace_input_with(source, product)
     return product
+
+
+def mask_layer(module: CompiledModule, layer: str, side: str, mask: Tensor) -> None:
+    """Mask what goes into (``side="input"``) or comes out of (``"output"``) every call of ``layer``.
+
+    ``mask`` is ``[channels]`` or broadcasts to the activation, whose batch it leaves open.
+
+    Raises:
+        PassError: if the graph does not call the layer, or the mask does not fit.
+    """
+    calls = [c for c in map(call_of, module.graph.nodes) if c is not None and c.module == layer]
+    if not calls:
+        raise PassError(
+            f"masks[{layer!r}][{side!r}]: the captured graph has no call of {layer!r}; "
+            "name a layer of torch.nn that the model calls (print(model.graph) shows them)"
+        )
+    for call in calls:
+        node = call.node
+        source = node if side == "output" else operand(call)
+        facts = info(source)
+        if facts is None:
+            raise PassError(f"masks[{layer!r}][{side!r}]: {layer!r} has no single tensor there")
+        fitted = _fitted(mask, facts, call)
+        if fitted is None:
+            raise PassError(
+                f"masks[{layer!r}][{side!r}]: expected [channels] or a mask that broadcasts to "
+                f"{list(facts.shape[1:])} per example, got {list(mask.shape)}"
+            )
+        if side == "input":
+            mask_activation(module, source, node, fitted)
+            continue
+        readers = list(node.users)
+        if readers:
+            product = mask_activation(module, node, readers[0], fitted)
+            for reader in readers[1:]:
+                reader.replace_input_with(node, product)
+    module.graph.lint()
+    module.recompile()
+
+
+def _fitted(mask: Tensor, facts: TensorInfo, call: Call) -> Tensor | None:
+    """The mask as it broadcasts to the activation, or ``None`` if it does not fit."""
+    rank = len(facts.shape)
+    if mask.dim() == 1 and rank > 1:
+        weighted = call.op in ("linear", "addmm") or call.op.startswith("conv")
+        where = {channel_dim(call, rank)} if weighted else {1, rank - 1}
+        places = [d for d in where if facts.shape[d] == len(mask) and not facts.dynamic[d]]
+        return mask.view(-1, *[1] * (rank - 1 - places[0])) if len(places) == 1 else None
+    aligned = zip(reversed(mask.shape), reversed(facts.shape), reversed(facts.dynamic), strict=False)
+    fits = mask.dim() <= rank and all(m == 1 or (m == n and not dynamic) for m, n, dynamic in aligned)
+    return mask if fits else None
 
 
 def restrict_statistics(module: CompiledModule, node: fx.Node, mask: Tensor) -> None:

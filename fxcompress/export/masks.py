@@ -1,5 +1,7 @@
 """Mask files: ``{layer name: {"weight": mask, "bias": mask}}``, 1 where kept and 0 where pruned.
 
+Beside parameters a layer may have masks for what goes into it and comes out of it (``input``, ``output``).
+
 Written as safetensors under the keys ``layer::weight``; files that other tools wrote with ``torch.save`` are
 read too, with the restricted unpickler (tensors and dicts only).
 """
@@ -22,6 +24,8 @@ from fxcompress.export.files import replacing
 
 Masks = dict[str, dict[str, Tensor]]
 _SEPARATOR = "::"
+ACTIVATIONS = ("input", "output")
+"""Names that stand for a layer's activations where it has no parameter of that name."""
 
 
 def save_masks(masks: Mapping[str, Mapping[str, Tensor]], path: str | os.PathLike[str]) -> None:
@@ -104,7 +108,8 @@ def _from_torch(path: Path) -> Masks:
 def check_masks(masks: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> Masks:
     """The masks in the shape, dtype and on the device of the parameters they belong to.
 
-    Masks that broadcast to their parameter (``(64, 1, 1, 1)`` on a ``(64, 3, 7, 7)`` weight) are expanded.
+    Masks that broadcast to their parameter (``(64, 1, 1, 1)`` on a ``(64, 3, 7, 7)`` weight) are expanded;
+    those of activations stay as they are.
 
     Raises:
         SpeedupError: lists every unknown layer or parameter, wrong shape, and value that is not 0 or 1.
@@ -115,6 +120,13 @@ def check_masks(masks: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> 
     problems: list[str] = []
     checked: Masks = {}
     for layer, parameter, mask in _entries(masks, problems):
+        if parameter in ACTIVATIONS and parameter not in getattr(
+            layers.get(layer), "_parameters", (parameter,)
+        ):
+            problem = _problem(mask, None)
+            problems += [f"{layer}.{parameter}: {problem}"] if problem else []
+            checked.setdefault(layer, {})[parameter] = mask
+            continue
         target = _parameter(layers, layer, parameter, problems)
         if target is None:
             continue
@@ -158,15 +170,15 @@ def _parameter(
     return target
 
 
-def _problem(mask: Any, target: Tensor) -> str | None:
-    """What is wrong with ``mask``, or ``None``."""
+def _problem(mask: Any, target: Tensor | None) -> str | None:
+    """What is wrong with ``mask`` (for ``target``, if it is known), or ``None``."""
     if not isinstance(mask, Tensor):
         return f"expected a tensor of 0 and 1, got {type(mask).__name__}"
     try:
-        fits = mask.expand(target.shape).shape == target.shape
+        fits = target is None or mask.expand(target.shape).shape == target.shape
     except RuntimeError:
         fits = False
-    if not fits:
+    if target is not None and not fits:
         return f"expected shape {tuple(target.shape)} or one that broadcasts to it, got {tuple(mask.shape)}"
     if mask.is_floating_point() and bool(mask.isnan().any()):
         return f"expected only 0 and 1, got {int(mask.isnan().sum())} NaN"
