@@ -26,7 +26,13 @@ from fxcompress.graph.canonical import canonicalize
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
-from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
+from fxcompress.graph.raising import (
+    LeafCalls,
+    fixed_to_eval,
+    follow_training_flag,
+    raise_leaf_modules,
+    watch_leaf_calls,
+)
 from fxcompress.graph.regions import inline_regions
 from fxcompress.graph.shapes import annotate
 
@@ -88,7 +94,7 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
     raise_leaf_modules(graph, model, calls)
     notes = follow_training_flag(graph, root, model)
     compiled = CompiledModule(root, graph, model._get_name())
-    compiled.notes = tuple(notes)
+    compiled.notes = (*notes, *fixed_to_eval(model, calls))
     graph.lint()
     return compiled
 

@@ -10,6 +10,8 @@ positional tensor, whose call is a single operator. A module that returned its i
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -221,6 +223,30 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
             {},
         )
     return notes
+
+
+def fixed_to_eval(model: nn.Module, calls: LeafCalls) -> list[str]:
+    """A note for each class whose own code reads ``self.training``: the graph holds its eval form."""
+    names: dict[type[nn.Module], list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        kind = type(module)
+        if name not in calls.identities and _reads_training(kind) and getattr(module, "dropout", 1.0) != 0.0:
+            names[kind].append(name or "the model")
+    return [
+        f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {kind.__name__}.forward reads "
+        "self.training; the graph does what it does in eval mode"
+        for kind, found in names.items()
+    ]
+
+
+@functools.cache
+def _reads_training(kind: Any) -> bool:
+    if kind.__module__.startswith("torch.nn.") and kind is not nn.MultiheadAttention:
+        return False
+    try:
+        return "self.training" in inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False
 
 
 def _owner(graph: fx.Graph, root: nn.Module, node: fx.Node) -> fx.Node:

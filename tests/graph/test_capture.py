@@ -382,3 +382,16 @@ def test_autocast_switched_on_inside_the_model_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="autocast"):
         fxcompress.capture(Mixed(), torch.randn(2, 4))
+
+
+def test_code_that_reads_the_mode_is_noted() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
+
+    model = nn.Sequential(nn.Linear(4, 4), Attention(), nn.Dropout(), Attention())
+    notes = fxcompress.capture(model, torch.randn(2, 3, 4)).notes
+    assert notes == (
+        "1 and 1 more: Attention.forward reads self.training; the graph does what it does in eval mode",
+    )
+    assert not fxcompress.capture(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), torch.randn(2, 4)).notes
