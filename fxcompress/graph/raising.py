@@ -10,7 +10,6 @@ positional tensor, whose call is a single operator. A module that returned its i
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -228,9 +227,10 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
 def fixed_to_eval(model: nn.Module, calls: LeafCalls) -> list[str]:
     """A note for each class whose own code reads ``self.training``: the graph holds its eval form."""
     names: dict[type[nn.Module], list[str]] = defaultdict(list)
+    reads = {kind: _reads_training(kind) for kind in map(type, model.modules())}
     for name, module in model.named_modules():
         kind = type(module)
-        if name not in calls.identities and _reads_training(kind) and getattr(module, "dropout", 1.0) != 0.0:
+        if name not in calls.identities and reads[kind] and getattr(module, "dropout", 1.0) != 0.0:
             names[kind].append(name or "the model")
     return [
         f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {kind.__name__}.forward reads "
@@ -239,8 +239,7 @@ def fixed_to_eval(model: nn.Module, calls: LeafCalls) -> list[str]:
     ]
 
 
-@functools.cache
-def _reads_training(kind: Any) -> bool:
+def _reads_training(kind: type[nn.Module]) -> bool:
     if kind.__module__.startswith("torch.nn.") and kind is not nn.MultiheadAttention:
         return False
     try:
