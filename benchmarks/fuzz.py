@@ -2,6 +2,9 @@
 
     python benchmarks/fuzz.py --count 2000 --seed 0 --out benchmarks/results/fuzz.json --failures failures
 
+A long run may be made in parts: the record is written every few minutes, and ``--resume`` goes on behind its
+last network until it holds ``--count`` of them (each part says at which commit it ran).
+
 Network number i is a function of seed + i alone. Each runs in a worker process, so that a crash or a hang is
 one failure and not the end. Every failure is reduced and written as a Python file that runs by itself.
 Prints what the networks were made of and which operators with a rule never occurred; exits with 1 if any law
@@ -12,10 +15,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import time
 import warnings
@@ -24,6 +27,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `tests`, when run as a script
 
@@ -32,6 +36,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.results_file import read_json, write_json
 from fxcompress.graph.calls import Call, call_of
 from fxcompress.rules.registry import rule_for, ruled_operators
 from tests.comparing import run
@@ -43,6 +48,7 @@ from tests.generator.spec import KNOB_TOP, random_spec
 from tests.laws import LawFailure, Subject, Unsuited, check
 
 CRASHED = "no answer"
+SAVE_EVERY = 120.0  # seconds
 NO_OPERATORS = frozenset(("getitem", "pointwise"))  # Python's own, and the rule of all that have none
 
 
@@ -217,7 +223,7 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
+def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     """The record written to --out: counts, coverage by family and kind, and each failure's one line."""
     applied = collections.Counter(kind for outcome in found for kind in outcome.kinds)
     operators = collections.Counter(name for outcome in found for name in outcome.operators)
@@ -230,6 +236,15 @@ def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
         "verdicts": dict(collections.Counter(outcome.verdict for outcome in found)),
         "laws_failed": dict(collections.Counter(o.law for o in found if o.verdict == "failed")),
         "seconds": round(seconds, 1),
+        "parts": [
+            {
+                "first": min((o.seed for o in found), default=0),
+                "last": max((o.seed for o in found), default=-1),
+                "networks": len(found),
+                "commit": commit(),
+                "seconds": round(seconds, 1),
+            }
+        ],
         "steps_per_network": round(applied.total() / max(len(found), 1), 2),
         "networks_with_family": dict(families.most_common()),
         "steps_of_kind": {kind: applied[kind] for kind in KINDS},
@@ -248,19 +263,44 @@ def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, object]:
     }
 
 
-def show(console: Console, found: Sequence[Outcome], record: dict[str, object]) -> None:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The record of two parts of one run: counts add up."""
+    if not old:
+        return new
+    total = old["networks"] + new["networks"]
+    record = dict(new)
+    for key in ("networks", "seconds"):
+        record[key] = round(old[key] + new[key], 1)
+    for key in ("parts", "failures"):
+        record[key] = old[key] + new[key]
+    for key in ("verdicts", "laws_failed", "networks_with_family", "steps_of_kind", "networks_with_operator"):
+        counts = collections.Counter(old[key]) + collections.Counter(new[key])
+        record[key] = dict(counts.most_common())
+    steps = [part["steps_per_network"] * part["networks"] for part in (old, new)]
+    record["steps_per_network"] = round(sum(steps) / max(total, 1), 2)
+    record["operators_without_rule"] = sorted(
+        {*old["operators_without_rule"], *new["operators_without_rule"]}
+    )
+    seen = set(record["networks_with_operator"])
+    record["ruled_operators_never_seen"] = sorted(set(ruled_operators()) - seen - NO_OPERATORS)
+    return record
+
+
+def commit() -> str:
+    """The commit that runs, empty where that is not known."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def show(console: Console, found: Sequence[Outcome], record: dict[str, Any]) -> None:
     """Print coverage and failures."""
     table = Table("family", "networks", "steps by kind", title="What the networks were made of")
     steps, networks = record["steps_of_kind"], record["networks_with_family"]
-    if not isinstance(steps, dict) or not isinstance(networks, dict):
-        raise TypeError("a record of summary_of is expected")
     for family, count in networks.items():
-        kinds = [f"{name} {steps[name]}" for name, kind in KINDS.items() if kind.family == family]
+        kinds = [f"{name} {steps.get(name, 0)}" for name, kind in KINDS.items() if kind.family == family]
         table.add_row(family, str(count), ", ".join(kinds))
     console.print(table)
     counts, never = record["networks_with_operator"], record["ruled_operators_never_seen"]
-    if not isinstance(counts, dict) or not isinstance(never, list):
-        raise TypeError("a record of summary_of is expected")
     console.print("Networks with operator:", ", ".join(f"{name} {count}" for name, count in counts.items()))
     console.print("Operators without a rule:", record["operators_without_rule"])
     console.print(f"Operators with a rule that never occurred ({len(never)}):", ", ".join(never))
@@ -286,6 +326,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--reduce", type=float, default=20, help="seconds spent on making one failure smaller"
     )
     parser.add_argument("--out", type=Path, help="JSON file for the record")
+    parser.add_argument("--resume", action="store_true", help="go on behind the record in --out")
     parser.add_argument("--failures", type=Path, help="folder for one Python file per failure")
     return parser.parse_args(arguments)
 
@@ -294,6 +335,12 @@ def main() -> int:
     """Run; 1 where a law failed or the generator did, else 0."""
     options = parse_options()
     console, found, started = Console(), list[Outcome](), time.monotonic()
+    old = read_json(options.out) if options.resume and options.out else {}
+    if old:
+        options.seed = max(part["last"] for part in old["parts"]) + 1
+        options.count = max(options.count - old["networks"], 0)
+        console.print(f"{old['networks']} networks are recorded; going on with seed {options.seed}")
+    saved = started
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("networks", total=options.count)
@@ -306,11 +353,14 @@ def main() -> int:
                     options.failures / f"{outcome.law.strip() or 'law'}_{outcome.seed}.py".replace(" ", "_"),
                     outcome.file,
                 )
-    record = summary_of(found, time.monotonic() - started)
+            if options.out and time.monotonic() - saved > SAVE_EVERY:
+                write_json(options.out, merged(old, summary_of(found, time.monotonic() - started)))
+                saved = time.monotonic()
+    record = merged(old, summary_of(found, time.monotonic() - started))
     if options.out:
-        write(options.out, json.dumps(record, indent=2) + "\n")
+        write_json(options.out, record)
     show(console, found, record)
-    return int(any(outcome.verdict in ("failed", "generator error") for outcome in found))
+    return int(any(verdict in ("failed", "generator error") for verdict in record["verdicts"]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz import Outcome, examine, summary_of
+from benchmarks.fuzz import Outcome, examine, merged, summary_of
 from tests.generator import random_network
 
 
@@ -16,7 +16,6 @@ def test_the_record_counts_operators_and_names_the_rules_never_reached() -> None
     assert record["networks_with_operator"] == {"conv2d": 2, "relu": 2, "tensordot": 1}
     assert record["operators_without_rule"] == ["tensordot"]
     never = record["ruled_operators_never_seen"]
-    assert isinstance(never, list)
     assert "softmax" in never
     assert not {"conv2d", "pointwise"} & set(never)
 
@@ -24,3 +23,13 @@ def test_the_record_counts_operators_and_names_the_rules_never_reached() -> None
 def test_an_examined_network_tells_its_operators() -> None:
     seed = next(s for s in range(50) if "nn.Conv2d" in random_network(s).source)
     assert "conv2d" in examine(seed, reduction_seconds=0.0).operators
+
+
+def test_two_parts_make_one_record() -> None:
+    first = [Outcome(0, "passed", operators=frozenset(("relu",))), Outcome(1, "failed", "law 1", "wrong")]
+    second = [Outcome(2, "passed", operators=frozenset(("relu", "conv2d")))]
+    whole, parts = summary_of(first + second, 3.0), merged(summary_of(first, 1.0), summary_of(second, 2.0))
+    assert [(part["first"], part["last"]) for part in parts["parts"]] == [(0, 1), (2, 2)]
+    for key in ("networks", "seconds", "verdicts", "laws_failed", "networks_with_operator", "failures"):
+        assert parts[key] == whole[key], key
+    assert merged({}, whole) is whole
