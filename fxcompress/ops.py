@@ -2,8 +2,9 @@
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
 expression (``call``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``,
-``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), and normalizations and statistics that run
-over the kept channels only.
+``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without
+(``gather_channels``, ``scatter_channels``), and normalizations and statistics that run over the kept channels
+only.
 """
 
 from __future__ import annotations
@@ -79,6 +80,28 @@ def _follows(kind: Any) -> Callable[..., tuple[Tensor, ...]]:
 _aten = torch.ops.aten
 lstm, gru = _follows(_aten.lstm.input), _follows(_aten.gru.input)
 rnn_tanh, rnn_relu = _follows(_aten.rnn_tanh.input), _follows(_aten.rnn_relu.input)
+
+
+def gather_channels(input: Tensor, index: Tensor, dim: int) -> Tensor:
+    """``y[k] = x[index[k]]`` along ``dim``: the channels that a layer reads, of a tensor that others read too.
+
+    ``index`` is ``[K]``, ascending. The last of several dimensions is gathered as a matrix, for which
+    ``index_select`` has a faster kernel.
+    """
+    if input.dim() > 2 and dim == input.dim() - 1:
+        return input.flatten(0, -2).index_select(1, index).unflatten(0, input.shape[:-1])
+    return input.index_select(dim, index)
+
+
+def scatter_channels(input: Tensor, index: Tensor, rest: Tensor, dim: int) -> Tensor:
+    """``y[index[k]] = x[k]`` along ``dim`` and ``y[c] = rest[c]`` elsewhere: the channels that a layer makes,
+    among those it would make constant.
+
+    ``index`` is ``[K]``, ascending; ``rest`` is ``[C]`` for the ``C ≥ K`` channels of the result.
+    """
+    constants = rest.to(input.dtype).view([-1 if d == dim else 1 for d in range(input.dim())])
+    shape = [rest.shape[0] if d == dim else size for d, size in enumerate(input.shape)]
+    return constants.expand(shape).index_copy(dim, index, input)
 
 
 def layer_norm(
