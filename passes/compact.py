@@ -7,8 +7,8 @@ of the tensors around it, so that the next ``shrink`` takes out what the layer a
 that it reads through zero weights or can fold, outputs that are constant. Those stayed before because another
 consumer of ``x``, or another side of an addition with ``y``, needs them.
 
-Moving elements costs time as well, so a layer is compacted only where the multiply-accumulates (MACs) it
-saves are worth more than the elements moved (``Costs``). What is inserted was tried: after an analysis of the
+Moving elements costs time as well, so a layer is compacted only where the multiply-accumulates it saves are
+worth more (``Costs``, counted for one example of the captured shapes: the same choice on every machine). What is inserted was tried: after an analysis of the
 graph with the calls in it, those that do not gain what was expected are taken out again.
 """
 
@@ -34,15 +34,17 @@ from fxcompress.rules.registry import rule_for
 
 @dataclass(frozen=True)
 class Costs:
-    """What moving channels costs, in MACs of convolutions and linear layers that take the same time."""
+    """What compacting a layer costs, in multiply-accumulates (MACs) of layers that take the same time."""
 
     per_element: float
     """Each element that a gather or a scatter writes."""
     per_call: float
     """Each gather or scatter, however small."""
+    share: float
+    """This part of the layer's MACs: kernels work on blocks of channels, and a few less save no time."""
 
 
-COSTS = Costs(per_element=100.0, per_call=200_000.0)
+COSTS = Costs(per_element=30.0, per_call=20_000.0, share=0.15)
 """From ``benchmarks/compaction.py`` (``results/compaction.json``)."""
 
 
@@ -151,10 +153,14 @@ def _positions(axes: tuple[Axis, ...], channels: int) -> int:
     return max(math.prod(axis.size for axis in others) // examples, 1)
 
 
-def _cost(size: _Size, gather: bool, scatter: int) -> float:
-    """In MACs, of a layer of ``size`` behind a gather and before a scatter into ``scatter`` channels."""
+def _cost(full: _Size, size: _Size, gather: bool, scatter: int) -> float:
+    """In MACs, of a layer of ``size`` in place of ``full``, with a gather in front and a scatter into so many
+    channels behind.
+    """
+    calls = gather + (scatter > 0)
     moved = size.inputs * size.read * gather + scatter * size.made
-    return size.macs + COSTS.per_element * moved + COSTS.per_call * (gather + (scatter > 0))
+    fixed = COSTS.share * full.macs if calls else 0.0
+    return size.macs + fixed + COSTS.per_element * moved + COSTS.per_call * calls
 
 
 # -- inserting -------------------------------------------------------------------------------------------
@@ -162,10 +168,11 @@ def _insert(module: CompiledModule, layer: _Layer) -> bool:
     """Insert what is cheapest around a layer; returns whether anything was."""
     full = layer.full
 
-    def cost(choice: tuple[bool, bool]) -> float:
+    def cost(choice: tuple[bool, ...]) -> float:
         gather, scatter = choice
         inputs, outputs = layer.inputs if gather else full.inputs, layer.outputs if scatter else full.outputs
-        return _cost(replace(full, inputs=inputs, outputs=outputs), gather, full.outputs * scatter)
+        size = replace(full, inputs=inputs, outputs=outputs)
+        return _cost(full, size, gather, full.outputs * scatter)
 
     gather, scatter = min(itertools.product((False, True), repeat=2), key=cost)
     if gather:
@@ -223,7 +230,7 @@ def _useless(layer: _Layer, trial: Analysis) -> list[fx.Node]:
     inserted = [node for node in (layer.gather, layer.scatter) if node is not None]
     size = replace(layer.full, inputs=width(layer.gather or layer.source), outputs=width(layer.call.node))
     whole = 0 if layer.scatter is None else width(layer.scatter)
-    if _cost(size, layer.gather is not None, whole) >= layer.full.macs:
+    if _cost(layer.full, size, layer.gather is not None, whole) >= layer.full.macs:
         return inserted
     return [node for node in inserted if width(node) == width(node.args[0])]  # type: ignore[arg-type]
 
