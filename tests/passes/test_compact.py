@@ -30,7 +30,6 @@ from tests.helpers import (
     check_exact,
     image,
     make_masks,
-    operators,
     ready,
     shrunk,
     targets,
@@ -39,7 +38,6 @@ from tests.helpers import (
 
 Plan = dict[str, dict[str, Any]]
 FREE = Costs(per_element=0.0, per_call=0.0, share=0.0)
-GATHER, SCATTER = "fxcompress.gather_channels", "fxcompress.scatter_channels"
 
 
 @pytest.fixture
@@ -122,7 +120,7 @@ CASES: dict[str, Case] = {
     ),
     "a transposed convolution": (
         lambda m, x: m.c(m.a(x) + m.b(x)),
-        {"a": nn.ConvTranspose2d(3, 6, 3, 2, 1), "b": nn.ConvTranspose2d(3, 6, 3, 2, 1), "c": nn.Conv2d(6, 2, 1)},
+        {"a": nn.ConvTranspose2d(3, 6, 3, 2), "b": nn.ConvTranspose2d(3, 6, 3, 2), "c": nn.Conv2d(6, 2, 1)},
         (2, 3, 4, 5),
         {"a": {"columns": [0, 5]}},
         {"a": (3, 4, 3, 3), "b": (3, 6, 3, 3), "c": (2, 6, 1, 1)},
@@ -197,7 +195,8 @@ def test_masks_chosen_layer_by_layer_leave_their_widths_in_a_residual_network() 
 @pytest.mark.usefixtures("_free")
 def test_in_train_mode_a_norm_behind_sees_the_same_tensor() -> None:
     model = Function(
-        lambda m, x: m.c(F.relu(m.n(m.a(x)) + x)), a=nn.Conv2d(6, 6, 3, padding=1), n=nn.BatchNorm2d(6), c=nn.Conv2d(6, 2, 1)
+        lambda m, x: m.c(F.relu(m.n(m.a(x)) + x)),
+        a=nn.Conv2d(6, 6, 3, padding=1), n=nn.BatchNorm2d(6), c=nn.Conv2d(6, 2, 1),
     )  # fmt: skip
     model, x = ready(model), image(4, 6, 5, 5)
     masks = make_masks(model, {"a": {"rows": [0, 2, 3]}})
@@ -304,15 +303,10 @@ def test_tokens_are_gathered_and_scattered_along_the_last_dimension() -> None:
 
 
 @pytest.mark.usefixtures("_free")
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_every_law_holds_where_everything_is_compacted(case: tuple[Network, Pruning]) -> None:
     try:
         laws.check(laws.Subject(*case))
     except laws.Unsuited:
         reject()
-
-
-def test_operators_are_named_in_the_graph() -> None:
-    body, layers, shape, plan, _ = CASES["one side of an addition"]
-    assert SCATTER not in operators(shrunk(Function(body, **copy.deepcopy(layers)), image(*shape), plan))
