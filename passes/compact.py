@@ -44,7 +44,7 @@ class Costs:
     """This part of the layer's MACs: kernels work on blocks of channels, and a few less save no time."""
 
 
-COSTS = Costs(per_element=30.0, per_call=20_000.0, share=0.15)
+COSTS = Costs(per_element=30.0, per_call=10_000.0, share=0.15)
 """From ``benchmarks/compaction.py`` (``results/compaction.json``)."""
 
 
