@@ -8,8 +8,9 @@ that it reads through zero weights or can fold, outputs that are constant. Those
 consumer of ``x``, or another side of an addition with ``y``, needs them.
 
 Moving elements costs time as well, so a layer is compacted only where the multiply-accumulates it saves are
-worth more (``Costs``, counted for one example of the captured shapes: the same choice on every machine). What is inserted was tried: after an analysis of the
-graph with the calls in it, those that do not gain what was expected are taken out again.
+worth more (``Costs``, counted for one example of the captured shapes: the same choice on every machine). What
+is inserted was tried: after an analysis of the graph with the calls in it, those that do not gain what was
+expected are taken out again.
 """
 
 from __future__ import annotations

@@ -194,11 +194,11 @@ def test_masks_chosen_layer_by_layer_leave_their_widths_in_a_residual_network() 
 
 @pytest.mark.usefixtures("_free")
 def test_in_train_mode_a_norm_behind_sees_the_same_tensor() -> None:
-    model = Function(
+    net = Function(
         lambda m, x: m.c(F.relu(m.n(m.a(x)) + x)),
         a=nn.Conv2d(6, 6, 3, padding=1), n=nn.BatchNorm2d(6), c=nn.Conv2d(6, 2, 1),
     )  # fmt: skip
-    model, x = ready(model), image(4, 6, 5, 5)
+    model, x = ready(net), image(4, 6, 5, 5)
     masks = make_masks(model, {"a": {"rows": [0, 2, 3]}})
     small, masked = fxcompress.speedup(model, x, masks=masks).train(), apply_masks(model, masks).train()
     assert weight_shape(small, "a") == (3, 6, 3, 3)
