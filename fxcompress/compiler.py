@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from fxcompress.graph.calls import Reference
 from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule, erase_dead
-from fxcompress.passes.axes import analyze_axes
+from fxcompress.passes.compact import compact, compacted_layers
 from fxcompress.passes.insert_masks import insert_masks, mask_layer
-from fxcompress.passes.propagate import live_slices, propagate_constants
+from fxcompress.passes.propagate import Analysis
 from fxcompress.passes.shrink import shrink
 from fxcompress.passes.verify import TOLERANCE, check_graph, tolerance
 from fxcompress.passes.verify import verify as verify_pair
@@ -29,7 +30,6 @@ from fxcompress.pruning import PRUNERS
 from fxcompress.pruning.masks import mask_buffers, qualified
 from fxcompress.report import make_report
 from fxcompress.rules.axes import Bools
-from fxcompress.rules.flow import Flow
 
 
 def compile(
@@ -116,23 +116,24 @@ def speedup(
         masked = _with_masks(masked, masks)
     small = masked.fork(compiled=False)
     folded, again = False, True
-    stayed: list[tuple[str, str]] | None = None
+    stayed: list[_Stayed] = []
+    unruled: list[tuple[str, str]] | None = None
     while again:
         erase_dead(small.graph)
-        flow = analyze_axes(small)
-        values = propagate_constants(small, flow)
-        kept = live_slices(flow, values, round_to=round_to)
-        if stayed is None:  # in later rounds the axes are no longer those of the masked model
-            stayed = _stayed(masked, flow, kept)
-        done = shrink(small, flow, values, kept)
-        folded, again = folded or done.folded, done.again
+        found = Analysis.of(small, round_to)
+        if unruled is None:  # in later rounds the axes are no longer those of the masked model
+            stayed, unruled = _stayed(masked, found), _without_rule(found)
+        now = compact(small, found, round_to=round_to)
+        done = shrink(small, now.flow, now.values, now.kept)
+        folded, again = folded or done.folded, done.again or now is not found
     if verify:
         check_graph(small, ("propagate", "shrink"))
         verify_pair(
             masked, small, masked.example_inputs, tolerance=tolerance(masked) if folded else TOLERANCE
         )
     small.train(masked.training)
-    small.report = make_report(masked, small, masked.example_inputs, stayed or (), masked.notes)
+    kept = [*((row.layer, row.told(small)) for row in stayed), *(unruled or ())]
+    small.report = make_report(masked, small, masked.example_inputs, kept, masked.notes)
     return small
 
 
@@ -150,9 +151,35 @@ def _with_masks(
     return twin
 
 
-def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[tuple[str, str]]:
-    """Masked whole slices that were not removed, by layer, with the reason; then operators without a rule."""
-    rows: list[tuple[str, str]] = []
+@dataclass(frozen=True)
+class _Stayed:
+    """Whole slices of a layer's weight that are masked and were not removed."""
+
+    layer: str
+    dim: int
+    width: int
+    """How many slices of the weight stayed at all."""
+    still: int
+    masked: int
+    why: str
+
+    def told(self, small: CompiledModule) -> str:
+        """The reason; and how many the layer itself lost after all, its tensors keeping them for others."""
+        lost = self.width - _width(small, self.layer, self.dim)
+        compacted = f"; compacted: the layer itself lost {min(lost, self.still)}"
+        told = f"{self.still} of {self.masked} masked channels stay: {self.why}"
+        return told + compacted if lost and self.layer in compacted_layers(small.graph) else told
+
+
+def _width(module: CompiledModule, layer: str, dim: int) -> int:
+    weight = getattr(module.get_submodule(layer), "weight", None)
+    return weight.shape[dim] if isinstance(weight, Tensor) else 0
+
+
+def _stayed(masked: CompiledModule, found: Analysis) -> list[_Stayed]:
+    """Masked whole slices that were not removed, by layer, with the reason."""
+    rows: list[_Stayed] = []
+    flow, kept = found.flow, found.kept
     for layer, parameter, mask in mask_buffers(masked):
         name = Reference(f"{layer}.{parameter}" if layer else parameter)
         axes = flow.map.of.get(flow.canonical(name)) if parameter == "weight" else None
@@ -167,10 +194,16 @@ def _stayed(masked: CompiledModule, flow: Flow, kept: dict[int, Bools]) -> list[
                     if obstacle is None
                     else f"{obstacle.reason} ({obstacle.node})"
                 )
-                rows.append((layer, f"{len(still)} of {count} masked channels stay: {why}"))
-    for op, nodes in flow.map.unruled.items():
-        rows.append((nodes[0], f"no rule for operator {op!r} ({len(nodes)} calls): channels around it stay"))
+                rows.append(_Stayed(layer, dim, int(here.sum()), len(still), count, why))
     return rows
+
+
+def _without_rule(found: Analysis) -> list[tuple[str, str]]:
+    """Operators without a rule, at the first node that calls them."""
+    return [
+        (nodes[0], f"no rule for operator {op!r} ({len(nodes)} calls): channels around it stay")
+        for op, nodes in found.flow.map.unruled.items()
+    ]
 
 
 def _empty_slices(mask: Tensor, dim: int, among: Bools) -> list[int]:

@@ -2,8 +2,9 @@
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
 expression (``call``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``,
-``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), and normalizations and statistics that run
-over the kept channels only.
+``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without
+(``gather_channels``, ``scatter_channels``), and normalizations and statistics that run over the kept channels
+only.
 """
 
 from __future__ import annotations
@@ -79,6 +80,43 @@ def _follows(kind: Any) -> Callable[..., tuple[Tensor, ...]]:
 _aten = torch.ops.aten
 lstm, gru = _follows(_aten.lstm.input), _follows(_aten.gru.input)
 rnn_tanh, rnn_relu = _follows(_aten.rnn_tanh.input), _follows(_aten.rnn_relu.input)
+
+
+def gather_channels(input: Tensor, index: Tensor, dim: int) -> Tensor:
+    """``y[k] = x[index[k]]`` along ``dim``: the channels one layer reads of a tensor that others read too.
+
+    ``index`` is ``[K]``, ascending. The last of several dimensions is gathered as that of a matrix, for which
+    ``index_select`` has a faster kernel.
+    """
+    if input.dim() > 2 and dim == input.dim() - 1:
+        rows = input.flatten(0, -2).index_select(1, index)
+        return rows.view(*input.shape[:-1], index.shape[0])
+    return input.index_select(dim, index)
+
+
+def scatter_channels(input: Tensor, index: Tensor, rest: Tensor, dim: int) -> Tensor:
+    """``y[index[k]] = x[k]`` along ``dim`` and ``y[c] = rest[c]`` elsewhere: the channels that a layer makes,
+    among those it would make constant.
+
+    ``index`` is ``[K]``, ascending; ``rest`` is ``[C]`` for the ``C ≥ K`` channels of the result.
+    """
+    constants = rest.to(input.dtype).view([-1 if d == dim else 1 for d in range(input.dim())])
+    if torch.compiler.is_exporting() and dim < input.dim() - 1:
+        return _place(input, index, constants, dim)
+    shape = [rest.shape[0] if d == dim else size for d, size in enumerate(input.shape)]
+    return constants.expand(shape).index_copy(dim, index, input)
+
+
+def _place(input: Tensor, index: Tensor, constants: Tensor, dim: int) -> Tensor:
+    """``scatter_channels`` as a concatenation and a gather, for which onnxruntime needs no transposition; it
+    computes the order, of buffers alone, when it loads the model.
+    """
+    channels = torch.arange(constants.shape[dim], device=index.device)
+    rank = channels + channels.shape[0]
+    placed_first = rank.index_copy(0, index, index).argsort()
+    rest = constants.index_select(dim, placed_first[index.shape[0] :])
+    shape = [rest.shape[dim] if d == dim else size for d, size in enumerate(input.shape)]
+    return torch.cat([input, rest.expand(shape)], dim).index_select(dim, placed_first.argsort())
 
 
 def layer_norm(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,11 +23,32 @@ from torch import Tensor
 from fxcompress import ops
 from fxcompress.graph.calls import Call, Ref, call_of
 from fxcompress.graph.module import CompiledModule
+from fxcompress.passes.axes import analyze_axes
 from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools, Contraction, Link, Product
 from fxcompress.rules.contraction import Need
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.values import Values
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All analyses of one graph: what ``shrink`` works from."""
+
+    flow: Flow
+    values: Values
+    kept: dict[int, Bools]
+
+    @classmethod
+    def of(cls, module: CompiledModule, round_to: int | None = None) -> Analysis:
+        """Analyze ``module``."""
+        flow = analyze_axes(module)
+        values = propagate_constants(module, flow)
+        return cls(flow, values, live_slices(flow, values, round_to=round_to))
+
+    def count(self, axis: Axis) -> int:
+        """How many slices of an axis are kept."""
+        return int(self.kept[id(axis.find())].sum())
 
 
 def propagate_constants(module: CompiledModule, flow: Flow) -> Values:

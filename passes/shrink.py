@@ -58,6 +58,10 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
             rule.shrink(call, editor)
     editor.again |= any(map(editor.loses_a_factor, flow.map.relations))
     _bake_masks(editor)
+    for node in editor.identities:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        module.graph.erase_node(node)
+    erase_unread(module.graph)
     _slice_tensors(editor)
     _update_shapes(editor)
     _drop_unused(module)

@@ -6,6 +6,7 @@ Importing this package fills the registry (``fxcompress.rules.registry``).
 from fxcompress.rules import (
     addressing,
     attention,
+    compaction,
     convolution,
     creation,
     diagonals,
@@ -25,6 +26,7 @@ from fxcompress.rules import (
 __all__ = [
     "addressing",
     "attention",
+    "compaction",
     "convolution",
     "creation",
     "diagonals",

@@ -24,7 +24,7 @@ class Flow:
         """
         self.root = root
         self.map = AxisMap()
-        self._restrict = restrict
+        self.restrict = restrict
         self._by_tensor: dict[int, Reference] = {}
         self._canonical: dict[str, Reference] = {}
         self._remembered: dict[fx.Node, Axis] = {}
@@ -163,7 +163,7 @@ class Flow:
                     self.need(x[dim], (rows != 0).any(1).nonzero().flatten().numpy())
                 else:
                     self.freeze(x[dim], call, reason)
-        elif self._restrict:
+        elif self.restrict:
             self.map.restricted[call.node] = tuple(dims)
         else:
             self.freeze([x[d] for d in dims] if frozen is None else frozen, call, reason)

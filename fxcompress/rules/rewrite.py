@@ -29,6 +29,8 @@ class Shrink:
         self._kept = kept
         self._counts: dict[int, int] = {}
         self._edited: dict[Reference, Tensor] = {}
+        self.identities: list[fx.Node] = []
+        """Calls that return their first operand as it is, now: they go once every rule has run."""
         self.folded = False
         self.again = False
         """Whether what was removed may let more become constant (less padding, say): worth another round."""

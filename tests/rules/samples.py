@@ -33,6 +33,8 @@ class Sample:
     layers: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     restricted: bool = False
     """Appears only where a dependency-aware mask goes through a normalization."""
+    compacted: bool = False
+    """Appears only where speedup compacts a layer."""
     keeps: bool = False
     """Nothing of the stem may go: the operator needs every channel."""
     bug: str | None = None
@@ -567,6 +569,15 @@ KEEPING = ("scaled_dot_product_attention", "_weight_norm", "grid_sampler")
 """Operators whose rule lets nothing around them go (yet)."""
 FURTHER.update({op: replace(sample, keeps=True) for op, sample in FURTHER.items() if op in KEEPING})
 
+COMPACTION: dict[str, Sample] = {
+    "fxcompress.gather_channels": Sample(
+        lambda m, x: torch.cat([m.layer(x), x.softmax(1)], 1),
+        layers={"layer": lambda: nn.Conv2d(8, 6, 3, padding=1)},
+        compacted=True,
+    ),
+    "fxcompress.scatter_channels": _op(lambda x: x.softmax(1), compacted=True),
+}
+
 FAMILIES: dict[str, dict[str, Sample]] = {
     "pointwise": POINTWISE,
     "convolution": CONVOLUTION,
@@ -584,5 +595,6 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "fourier": FOURIER,
     "diagonals": DIAGONALS,
     "further": FURTHER,
+    "compaction": COMPACTION,
 }
 SAMPLES: dict[str, Sample] = {name: sample for family in FAMILIES.values() for name, sample in family.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fxcompress
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
+from fxcompress.passes import compact
 from fxcompress.rules.registry import ruled_operators
 from tests import helpers
 from tests.helpers import Masks, ready
@@ -39,7 +40,7 @@ class Branches(nn.Module):
 def _groups() -> list[tuple[str, ...]]:
     groups: list[tuple[str, ...]] = []
     for samples in FAMILIES.values():
-        ops = [op for op, sample in samples.items() if not sample.restricted and sample.bug is None]
+        ops = [op for op, s in samples.items() if not s.restricted and not s.compacted and s.bug is None]
         groups += [tuple(ops[i : i + TOGETHER]) for i in range(0, len(ops), TOGETHER)]
     return groups
 
@@ -131,6 +132,25 @@ def test_operators_that_masks_bring_in_are_exact(op: str) -> None:
     helpers.check_exact(small, masked, sample.inputs())
     assert op not in helpers.operators(small)
     assert helpers.weight_shape(small, "stem")[0] == CHANNELS // 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("op", [op for op, sample in SAMPLES.items() if sample.compacted])
+def test_operators_that_compaction_brings_in_are_exact(
+    op: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "COSTS", compact.Costs(0.0, 0.0, 0.0))
+    sample = SAMPLES[op]
+    model, x = ready(sample.net()), sample.inputs()
+    masks = random_masks(model, seed)
+    small = fxcompress.speedup(model, x, masks=masks)
+    helpers.check_exact(small, helpers.apply_masks(model, masks), x)
+    assert op in helpers.operators(small)
+    assert helpers.weight_shape(small, "stem")[0] == CHANNELS // 2
+    rows = helpers.make_masks(small, {"stem": {"rows": [0], "bias": [0]}})
+    smaller = fxcompress.speedup(small, masks=rows)
+    helpers.check_exact(smaller, helpers.apply_masks(small, rows), x)
+    assert helpers.weight_shape(smaller, "stem")[0] == CHANNELS // 2 - 1
 
 
 @pytest.mark.parametrize(
