@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fxcompress.graph.calls import Call, Ref
+from fxcompress.graph.calls import Call
 from fxcompress.rules.axes import Axis
 from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.indexing import Places, facts_of, places_of
@@ -84,34 +84,25 @@ class IndexPut(Rule):
             values.set(call.node, dim, _overwritten(old, new, size))
 
 
-@rule("gather", "take_along_dim")
+@rule("gather")
 class Gather(Rule):
     """``result[i, k] = self[index[i, k], k]``: the addressed dimension stays, the others are shared."""
 
     def flow(self, call: Call, flow: Flow) -> None:
-        x, index = flow.axes(call.args["self"]), flow.axes(self._index(call))
-        if call.args["dim"] is None or not x or len(x) != len(index):
-            flow.freeze_call(call, f"{call.op} over all elements")
+        x, index = flow.axes(call.args["self"]), flow.axes(call.args["index"])
+        if not x or len(x) != len(index):
+            flow.freeze_call(call, "gather from a single number")
             return
         dim = dim_of(call.args["dim"], len(x))
         flow.freeze(x[dim], call, "addressed by an index")
-        made = list(index)
         for d, (mine, theirs) in enumerate(zip(x, index, strict=True)):
-            if d == dim:
-                continue
-            if call.op == "gather" or mine.size == theirs.size:
+            if d != dim:
                 _share(flow, call, theirs, mine)
-            elif theirs.size == 1:
-                made[d] = mine
-        flow.set(call.node, made)
-
-    def _index(self, call: Call) -> Ref:
-        ref: Ref = call.args["index" if call.op == "gather" else "indices"]
-        return ref
+        flow.set(call.node, index)
 
     def constants(self, call: Call, values: Values) -> None:
         x, made = values.map.of[values.canonical(call.args["self"])], values.map.of[call.node]
-        if call.args["dim"] is None or len(x) != len(made):
+        if len(x) != len(made):
             return
         for d, (mine, theirs) in enumerate(zip(x, made, strict=True)):
             given = values.slices(call.args["self"], d)

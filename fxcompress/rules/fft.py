@@ -57,7 +57,7 @@ class Complex(Pointwise):
         return super()._combined(call, values, {ref: zeros(given) for ref, given in found.items()}, size)
 
 
-for _op in ("real", "imag", "complex", "polar", "_conj", "conj", "resolve_conj", "resolve_neg"):
+for _op in ("real", "imag", "complex", "polar", "_conj", "resolve_conj", "resolve_neg"):
     register(_op, Complex())
 
 

@@ -85,20 +85,16 @@ register("_upsample_bicubic2d_aa", Pool())
 
 def _pairs(call: Call) -> list[tuple[int, int]]:
     """Padding per dimension, last dimension first."""
-    flat = call.args["pad"] if "pad" in call.args else call.args["padding"]
+    flat = call.args["pad"]
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-@rule(
-    "pad",
-    "constant_pad_nd",
-    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
-)
+@rule("pad", "constant_pad_nd")
 class Pad(Rule):
     """Padding. On a dimension that loses slices it must be constant padding: the new slices are constants."""
 
     def _mode(self, call: Call) -> str:
-        return str(call.get("mode", "constant" if call.op == "constant_pad_nd" else "other"))
+        return str(call.get("mode", "constant"))
 
     def flow(self, call: Call, flow: Flow) -> None:
         if not all(isinstance(p, int) for pair in _pairs(call) for p in pair):

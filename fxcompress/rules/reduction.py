@@ -110,7 +110,7 @@ class Extremes(KeepsConstant):
 for _op in ("max", "min", "median", "nanmedian", "kthvalue", "mode", "quantile.scalar"):
     register(_op, KeepsConstant())
 register("aminmax", Extremes())
-for _op in ("norm", "any", "prod", "nansum", "count_nonzero"):
+for _op in ("any", "prod", "nansum", "count_nonzero"):
     register(_op, KeepsZero())
 for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean"):
     register(_op, Reduction())

@@ -76,7 +76,7 @@ def _segments(a: Sequence[int], b: Sequence[int]) -> list[tuple[range, range]]:
     return runs
 
 
-_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+_VIEWS = ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 @rule(*_VIEWS, "view_as", "reshape_as")

@@ -18,6 +18,7 @@ from tests.generator.registry import KINDS, MAPS, TOKENS, Skip, require
 from tests.generator.spec import Spec, Step
 from tests.generator.tokens import FEATURES, as_map, as_tokens
 
+PLAIN = Spec((), (), ())
 HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
 OPERANDS_TRIED = 6  # a step that does not apply to the value it names tries older ones
 SPACES = {1: ((6,), (9,), (8,), (7,)), 2: ((6, 6), (8, 8), (7, 5), (4, 4), (9, 8)), 3: ((4, 4, 4), (5, 4, 6))}
@@ -76,8 +77,13 @@ def render(spec: Spec, seed: int = 0) -> Network:
         if any(_apply(draft, item, item.source + further) for further in range(OPERANDS_TRIED)):
             kinds.append(item.kind)
     outputs = _finish(draft, spec.head)
+    return as_network(draft, outputs, spec, kinds)
+
+
+def as_network(draft: Draft, outputs: str, spec: Spec = PLAIN, kinds: Sequence[str] = ()) -> Network:
+    """The network that was drafted and returns the expression `outputs`."""
     source = _source(draft, outputs)
-    return Network(spec, seed, source, tuple(draft.inputs), tuple(kinds), frozenset(draft.flags))
+    return Network(spec, draft.seed, source, tuple(draft.inputs), tuple(kinds), frozenset(draft.flags))
 
 
 def _apply(draft: Draft, item: Step, source: int) -> bool:
