@@ -188,7 +188,7 @@ def _check_float64(
 def _trains(row: Row, small: nn.Module, example: tuple[Any, ...]) -> bool:
     """Whether three SGD steps in train mode stay finite, with a finite gradient for every parameter."""
     small.train()
-    parameters = dict(small.named_parameters())
+    parameters = {name: p for name, p in small.named_parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-5)
     for _ in range(3):
         optimizer.zero_grad()

@@ -2,10 +2,13 @@
 
 x @ w.T          →     linear(x, w)        with ``w`` a parameter: the same kernel
 x.view(sizes)    →     x.reshape(sizes)    the same view, also of tensors whose strides change later
+slice_scatter, select_scatter    →     cat([x[:start], source, x[end:]])    channels flow through it, and
+                                           gradients of complex numbers do
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -31,6 +34,8 @@ def canonicalize(graph: fx.Graph) -> None:
             _linear(graph, node)
         elif node.target is aten.copy.default:
             _copied(graph, node)
+        elif node.target in (aten.slice_scatter.default, aten.select_scatter.default):
+            _concatenated(graph, node)
 
 
 def _copied(graph: fx.Graph, node: fx.Node) -> None:
@@ -48,6 +53,44 @@ def _copied(graph: fx.Graph, node: fx.Node) -> None:
             source = graph.call_function(aten.expand_as.default, (source, target))
             source.meta["tensor"] = into
     node.replace_all_uses_with(source)
+    graph.erase_node(node)
+
+
+def _concatenated(graph: fx.Graph, node: fx.Node) -> None:
+    args = bind(node.target, node.args, dict(node.kwargs))
+    x, source, dim = args["self"], args["src"], args["dim"]
+    facts = element_info(x)
+    single = "index" in args
+    first, last = (args["index"], None) if single else (args["start"], args["end"])
+    if (
+        facts is None
+        or args.get("step", 1) != 1
+        or not all(isinstance(at, int | None) for at in (first, last))
+    ):
+        return
+    if not single and not first and (last is None or last == sys.maxsize):
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+    if facts.dynamic[dim] or not node.users:
+        return
+    size = facts.shape[dim]
+    start, _, _ = slice(first, last).indices(size)
+    end = start + 1 if single else max(start, slice(first, last).indices(size)[1])
+
+    def part(low: int, high: int) -> fx.Node:
+        piece = graph.call_function(aten.slice.Tensor, (x, dim, low, high))
+        shape = [high - low if d == dim % len(facts.shape) else s for d, s in enumerate(facts.shape)]
+        piece.meta["tensor"] = replace(facts, shape=tuple(shape))
+        return piece
+
+    with graph.inserting_before(node):
+        if single:
+            source = graph.call_function(aten.unsqueeze.default, (source, dim))
+            source.meta["tensor"] = part(start, end).meta["tensor"]
+        pieces = [part(0, start)] * (start > 0) + [source] + [part(end, size)] * (end < size)
+        joined = graph.call_function(aten.cat.default, (pieces, dim))
+        joined.meta = dict(node.meta)
+    node.replace_all_uses_with(joined)
     graph.erase_node(node)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -100,28 +102,62 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
 
 
 def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool, LeafCalls]:
-    """Export with a dynamic batch, or failing that with fixed shapes."""
+    """Export with a dynamic batch, or failing that with fixed shapes.
+
+    Where both fail the model does not learn that it is traced: some have a path for that case that is broken.
+    """
     args, kwargs = _with_batch_of_two(inputs)
     _register_output_classes(model, inputs)
     failure: Exception | None = None
-    attempts = [(True, args, kwargs), (False, *inputs)]
-    for dynamic, a, k in attempts:
+    attempts = [
+        (True, args, kwargs, True),
+        (False, *inputs, True),
+        (True, args, kwargs, False),
+        (False, *inputs, False),
+    ]
+    for dynamic, a, k, known in attempts:
         try:
             shapes = _dynamic_shapes(model, a, k) if dynamic else None
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
             views = _ViewsAsReshapes() if "Cannot view" in str(failure) else contextlib.nullcontext()
-            with watch_leaf_calls(model) as calls, torch.enable_grad(), _quiet(), _WithoutGuards(), views:
+            with watch_leaf_calls(model) as calls, torch.enable_grad(), _tracing(known), views:
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if failure is None and "Cannot view" in str(error):
-                attempts.insert(1, (dynamic, a, k))
+                attempts.insert(1, (dynamic, a, k, True))
             failure = failure or error
         else:
             return program, dynamic and bool(program.range_constraints), calls
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
     raise _explained(model, failure) from failure
+
+
+@contextlib.contextmanager
+def _tracing(known: bool) -> Iterator[None]:
+    """Torch without what stands in the way of a trace: log messages and looks at values.
+
+    ``nn.Transformer`` compares its masks with a causal one only to choose a kernel; a distribution checks
+    its parameters only to raise. ``known``: whether ``torch.compiler.is_compiling()`` tells of the trace.
+    """
+    compiling = torch.compiler.is_compiling
+    detect, validate = transformer._detect_is_causal_mask, Distribution._validate_args
+    transformer._detect_is_causal_mask = _said_to_be_causal
+    Distribution.set_default_validate_args(False)
+    if not known:
+        torch.compiler.is_compiling = lambda: False
+    try:
+        with _quiet(), _WithoutGuards():
+            yield
+    finally:
+        torch.compiler.is_compiling = compiling
+        transformer._detect_is_causal_mask = detect
+        Distribution.set_default_validate_args(validate)
+
+
+def _said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return is_causal is True
 
 
 class _WithoutGuards(TorchFunctionMode):

@@ -89,7 +89,7 @@ def count_macs(module: nn.Module, inputs: Any) -> MacCount:
         if batch > 1
         else [(True, batch), (False, batch)]
     )
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), _without_gradients(module):
         for fake, size in attempts[:-1]:
             try:
                 return _count(module, _first_examples((args, kwargs), batch, size), fake=fake, batch=size)
@@ -171,6 +171,19 @@ def _flops_by_layer(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     with _flop_counter() as counter:
         module(*args, **kwargs)
     return _own_flops(module, counter)
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """The counter hooks the gradient of what a submodule is given; a parameter has no graph to hook into."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class _CountingInterpreter(fx.Interpreter):

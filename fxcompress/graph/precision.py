@@ -11,12 +11,18 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.graph.module import CompiledModule
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
 
 
 def float64_copy(module: CompiledModule) -> CompiledModule:
     """A deep copy that computes in float64, also where the graph asks for a narrower float by name."""
-    twin = copy.deepcopy(module).double()
+    twin = copy.deepcopy(module)._apply(lambda tensor: tensor.to(_WIDE.get(tensor.dtype, tensor.dtype)))
     for node in twin.graph.nodes:
         node.args = _widened(node.args)
         node.kwargs = _widened(node.kwargs)
@@ -29,13 +35,13 @@ def _widened(arguments: Any) -> Any:
         return type(arguments)(_widened(a) for a in arguments)
     if isinstance(arguments, dict):
         return {k: _widened(v) for k, v in arguments.items()}
-    return torch.float64 if isinstance(arguments, torch.dtype) and arguments in _NARROW else arguments
+    return _WIDE.get(arguments, arguments) if isinstance(arguments, torch.dtype) else arguments
 
 
 def to_float64(inputs: Any) -> Any:
-    """Floating-point tensors of a pytree as float64, everything else unchanged."""
+    """Floating-point tensors of a pytree as float64, complex ones as complex128, everything else as it is."""
     return pytree.tree_map(
-        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
+        lambda x: x.to(_WIDE.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, inputs
     )
 
 
@@ -58,6 +64,8 @@ def _difference(got: Any, expected: Any) -> float:
         return float("inf")
     if expected.numel() == 0:
         return 0.0
+    if expected.is_complex() and got.is_complex():
+        return _difference(torch.view_as_real(got), torch.view_as_real(expected))
     if not expected.is_floating_point():
         return float(not torch.equal(got, expected))
     a, b = got.double(), expected.double()

@@ -26,7 +26,7 @@ _IDENTITIES = (
 )  # fmt: skip
 _UNTAGGED = (
     "log_sigmoid", "masked_fill", "where", "hardswish", "rsub", "true_divide", "max.other", "min.other",
-    "__and__", "__or__", "__xor__",
+    "__and__", "__or__", "__xor__", "floor_divide",
 )  # fmt: skip
 """Pointwise operators some overload of which ATen does not tag as such."""
 

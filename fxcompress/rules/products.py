@@ -35,7 +35,7 @@ def _aligned(ranks: list[int]) -> list[list[str]]:
     return [[f"d{i}" for i in range(max(ranks) - rank, max(ranks))] for rank in ranks]
 
 
-@rule("dot", "mv", "outer", "inner", "linalg_vecdot", "tensordot")
+@rule("dot", "vdot", "mv", "outer", "inner", "linalg_vecdot", "tensordot")
 class Product(_Summed):
     """Products of two tensors, each with an equation of its own."""
 
@@ -66,6 +66,25 @@ class Product(_Summed):
             pairs = zip(call.args["dims_self"], call.args["dims_other"], strict=True)
             return [(dim_of(mine, a), dim_of(theirs, b)) for mine, theirs in pairs]
         return [(a - 1, b - 1)]
+
+
+@rule("transformers::grouped_mm_fallback")
+class Grouped(_Summed):
+    """``y[n] = x[n] w[e(n)]``: each row is multiplied by the matrix of its group (a mixture of experts).
+
+    Rows are sorted by group; ``offs`` says where each group ends.
+    """
+
+    def operands(self, call: Call) -> list[Ref]:
+        return [call.args["input"], call.args["weight"]]
+
+    def equation(self, call: Call, ranks: list[int]) -> Equation:
+        return [["n", "k"], ["e", "k", "m"]], ["n", "m"]
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        flow.freeze(flow.axes(call.args["input"])[0], call, "rows belong to groups")
+        flow.freeze(flow.axes(call.args["weight"])[0], call, "groups are chosen at run time")
+        super().flow(call, flow)
 
 
 @rule("linalg_multi_dot", "chain_matmul")

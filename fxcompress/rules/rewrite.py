@@ -190,6 +190,8 @@ class Shrink:
         """Replace the call by ``index_select(self, dim, index)``."""
         node = call.node
         source = call.args["self"]
+        if isinstance(source, Reference):
+            source = self.attribute(node, source)
         chosen = self.constant(node, torch.as_tensor(np.asarray(index), dtype=torch.int64))
         node.op, node.target = "call_function", torch.ops.aten.index_select.default
         node.args, node.kwargs = (source, dim, chosen), {}

@@ -395,3 +395,59 @@ def test_code_that_reads_the_mode_is_noted() -> None:
         "1 and 1 more: Attention.forward reads self.training; the graph does what it does in eval mode",
     )
     assert not fxcompress.capture(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), torch.randn(2, 4)).notes
+
+
+class Decoder(nn.Module):
+    """A mask made on the way, which ``nn.Transformer`` looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(y.shape[1], dtype=y.dtype)
+        result: Tensor = self.layers(x, y, tgt_mask=mask)
+        return result
+
+
+class Policy(nn.Module):
+    """A distribution checks its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean(x), torch.ones(2)).log_prob(x[:, :2])
+
+
+class BrokenUnderTrace(nn.Module):
+    """Forgets its mask where it learns that it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None if torch.compiler.is_compiling() else torch.tensor([1.0, 0.0])
+        result: Tensor = self.layer(x) * mask  # type: ignore[operator]
+        return result
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Decoder(), (torch.randn(3, 5, 8), torch.randn(3, 4, 8))),
+        (Policy(), (torch.randn(3, 4),)),
+        (BrokenUnderTrace(), (torch.randn(3, 4),)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_looks_at_values_that_choose_nothing_do_not_stop_the_capture(
+    model: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    model = model.double().eval()
+    wide = tuple(x.double() for x in inputs)
+    captured = fxcompress.capture(model, wide)
+    assert captured.batch_is_dynamic
+    assert relative_error(captured(*wide), model(*wide)) < EXACT

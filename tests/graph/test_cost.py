@@ -180,3 +180,22 @@ def test_latency_needs_a_round() -> None:
     assert measure_latency(lambda: None, rounds=1, warmup=0).to_dict()["runs"] == 1
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         measure_latency(lambda: None, rounds=0)
+
+
+class LearnedQueries(nn.Module):
+    """A parameter is the input of a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 5, 4))
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(self.queries) + x
+        return result
+
+
+def test_a_parameter_may_be_the_input_of_a_layer() -> None:
+    model = LearnedQueries()
+    assert count_macs(model, torch.randn(2, 5, 6)).by_layer == {"layer": 5 * 4 * 6}
+    assert model.queries.requires_grad

@@ -117,6 +117,28 @@ def _op(function: Callable[[Tensor], Any], rank: int = 2, **options: Any) -> Sam
     return Sample(lambda _, x: function(x), rank, **options)
 
 
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The operator as transformers defines it: rows up to ``ends[g]`` belong to group g."""
+    if not hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        torch.library.define(
+            "transformers::grouped_mm_fallback", "(Tensor input, Tensor weight, Tensor offs) -> Tensor"
+        )
+        torch.library.impl("transformers::grouped_mm_fallback", "CPU", _grouped_on_cpu)
+        torch.library.register_fake(
+            "transformers::grouped_mm_fallback", lambda x, w, _: x.new_empty(x.shape[0], w.shape[2])
+        )
+    result: Tensor = torch.ops.transformers.grouped_mm_fallback(x, weight, ends)
+    return result
+
+
+def _grouped_on_cpu(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    bounds = [0, *ends.tolist()]
+    result = x.new_zeros(len(x), weight.shape[2])
+    for matrix, start, end in zip(weight, bounds, bounds[1:], strict=True):
+        result[start:end] = x[start:end] @ matrix
+    return result
+
+
 def _gated(halves: tuple[Tensor, ...]) -> Tensor:
     return halves[0] * halves[1].sigmoid()
 
@@ -128,6 +150,7 @@ POINTWISE: dict[str, Sample] = {
     "where": _op(lambda x: torch.where(x > 0.1234, x, 0.1 * x)),
     "hardswish": _op(F.hardswish),
     "rsub": _op(lambda x: torch.rsub(x, 1.5)),
+    "floor_divide": _op(lambda x: torch.floor_divide(x, x.abs() + 1.0)),
     "true_divide": _op(lambda x: aten.true_divide.Tensor(x, x.abs() + 1.0)),
     "zeros_like": _op(lambda x: torch.maximum(x, torch.zeros_like(x) - 0.3)),
     "ones_like": _op(lambda x: torch.ones_like(x) - x),
@@ -420,8 +443,8 @@ ADDRESSING: dict[str, Sample] = {
     "searchsorted": _op(lambda x: torch.searchsorted(_table(-1.0, 0.05, 1.0), x)),
     "bucketize": _op(lambda x: torch.bucketize(x, _table(-1.0, 0.05, 1.0), right=True)),
     "isin": _op(lambda x: torch.isin((x > 0.1).long(), torch.tensor([1, 3]))),
-    "slice_scatter": _op(lambda x: torch.slice_scatter(x, x[..., :2] * 2.0, 3, 0, 2)),
-    "select_scatter": _op(lambda x: torch.select_scatter(x, x[..., 0] * 2.0, 3, 1)),
+    "slice_scatter": _op(lambda x: torch.slice_scatter(x, x[..., :2] * 2.0, 3, 0, 4, 2)),
+    "select_scatter": _op(lambda x: torch.select_scatter(x, x[0] * 2.0, 0, 1)),
     "take": _op(lambda x: x * torch.take(x, torch.tensor([3])), keeps=True),
     "masked_select": _op(lambda x: x + x.masked_select(x > 0.5).sum(), keeps=True),
     "masked_scatter": _op(lambda x: x.masked_scatter(x > 0.5, x.sigmoid()), keeps=True),
@@ -433,6 +456,12 @@ ADDRESSING: dict[str, Sample] = {
 
 PRODUCTS: dict[str, Sample] = {
     "dot": _op(lambda x: x * torch.dot(x.sum((0, 2)), x.sum((0, 2)).exp()), 1),
+    "vdot": _op(lambda x: x * torch.vdot(x.sum((0, 2)), x.sum((0, 2)).exp()), 1),
+    "transformers::grouped_mm_fallback": Sample(
+        lambda m, x: _grouped(x, m.w[0], torch.tensor([1, 2], dtype=torch.int32)),
+        0,
+        layers={"w": _parameter(2, 8, 6)},
+    ),
     "mv": Sample(lambda m, x: torch.mv(x, m.w[0])[:, None] * x, 0, layers={"w": _parameter(8)}),
     "outer": _op(lambda x: torch.outer(x.sum(0), x.sum(1)[:2]), 0, axis=0),
     "inner": Sample(lambda m, x: torch.inner(x, m.w[0]), 0, layers={"w": _parameter(6, 8)}),
