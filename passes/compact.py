@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from fxcompress import ops
 from fxcompress.graph.calls import PROBE, Call, Ref, TensorInfo
 from fxcompress.graph.cost import layer_of
-from fxcompress.graph.module import CompiledModule, erase_unread
+from fxcompress.graph.module import CompiledModule, erase_unread, free_name
 from fxcompress.passes.propagate import Analysis
 from fxcompress.rules.axes import Axis, AxisMap
 from fxcompress.rules.contraction import WeightedRule
@@ -212,7 +212,7 @@ def _facts(node: fx.Node) -> TensorInfo:
 
 def _buffer(module: CompiledModule, kind: str, value: Tensor, layer: _Layer) -> fx.Node:
     """A new buffer of the model, and a node that reads it."""
-    name = next(n for i in itertools.count() if not hasattr(module, n := f"_compact_{kind}_{i}"))
+    name = free_name(module, f"_compact_{kind}")
     module.register_buffer(name, value.to(layer.weight.device))
     node = module.graph.create_node("get_attr", name, (), {})
     node.meta["tensor"] = TensorInfo(tuple(value.shape), value.dtype, (False,))

@@ -21,7 +21,7 @@ from torch.fx.node import Argument
 from fxcompress import ops
 from fxcompress.errors import PassError
 from fxcompress.graph.calls import Aten, Call, Reference, TensorInfo, call_of, channel_dim, operand, positions
-from fxcompress.graph.module import CompiledModule, erase_unread, get_tensor
+from fxcompress.graph.module import CompiledModule, erase_unread, free_name, get_tensor
 from fxcompress.graph.shapes import info
 
 
@@ -133,8 +133,7 @@ def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask
     if facts is None:
         raise PassError(f"{source} yields no single tensor to mask")
     dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
-    count = sum(1 for name, _ in module.named_buffers(recurse=False) if name.startswith("_activation_mask"))
-    name = f"_activation_mask_{count}"
+    name = free_name(module, "_activation_mask")
     module.register_buffer(name, mask.to(dtype, copy=True).contiguous())
     with module.graph.inserting_before(user):
         read = module.graph.create_node("get_attr", name, (), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -162,6 +163,11 @@ def set_tensor(root: nn.Module, name: str, value: torch.Tensor | None) -> None:
         owner._buffers[attribute] = value
     else:
         owner.register_buffer(attribute, value, persistent=attribute in owner.__dict__)
+
+
+def free_name(module: nn.Module, prefix: str) -> str:
+    """``prefix`` with the first number that no attribute of ``module`` has."""
+    return next(name for i in itertools.count() if not hasattr(module, name := f"{prefix}_{i}"))
 
 
 def erase_dead(graph: fx.Graph) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress import ops
 from fxcompress.graph.calls import Aten, Attribute, Call, Ref, Reference, channel_dim, positions
-from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.graph.module import CompiledModule, free_name, get_tensor
 from fxcompress.rules.axes import Axis, AxisMap, Bools, Link, Product
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.values import Values
@@ -180,9 +180,7 @@ class Shrink:
 
     def constant(self, before: fx.Node, value: Tensor) -> fx.Node:
         """A new buffer holding ``value``, and a node that reads it."""
-        name = (
-            f"_index_{sum(1 for n, _ in self.module.named_buffers(recurse=False) if n.startswith('_index_'))}"
-        )
+        name = free_name(self.module, "_index")
         self.module.register_buffer(name, value, persistent=True)
         return self.attribute(before, name)
 
