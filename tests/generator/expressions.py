@@ -131,9 +131,10 @@ NORMALIZATION = {
     "fxcompress.batch_norm": E(
         2,
         "{m}({x})",
-        "type('Norm', (nn.BatchNorm2d,), {{'forward': lambda self, x: F.batch_norm(x * 0.9, "
+        "type('Norm', (nn.BatchNorm2d,), {{'forward': lambda self, x: ("
+        "self.num_batches_tracked.add_(1) if self.training else None, F.batch_norm(x * 0.9, "
         "self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, "
-        "self.eps)}})({c})",
+        "self.eps))[1]}})({c})",
     ),
     "instance_norm": E(2, "{m}({x})", "nn.InstanceNorm2d({c}, affine=True, eps=0.1)"),
     "layer_norm": E(T, "{m}({x})", "nn.LayerNorm({c}, eps=1e-3)"),
