@@ -89,7 +89,9 @@ POINTWISE = {
     "lift_fresh_copy": E(T, "{x} * torch.tensor(0.75, dtype={x}.dtype)"),
     "detach_copy": E(T, "torch.detach_copy({x})"),
     "to": E(T, "{x} * ({x} > 0.1234).to({x}.dtype)"),
-    "_to_copy": E(T, "{x}.clone()\nOUT.reshape(-1).mul_(0.5)\nOUT = OUT * (OUT > 0.1234).to({x}.dtype)"),
+    "_to_copy": E(
+        T, "{x}.clone()\nOUT.reshape({x}.shape[0], -1).mul_(0.5)\nOUT = OUT * (OUT > 0.1234).to({x}.dtype)"
+    ),
     "type_as": E(T, "{x} * ({x} > 0.1234).type_as({x})"),
     "prelu": E(None, "{m}({x})", "nn.PReLU({c})"),
     "glu": E(2, "F.glu({m}({x}), 1)", CONV),
