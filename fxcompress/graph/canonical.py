@@ -4,6 +4,7 @@ x @ w.T          →     linear(x, w)        with ``w`` a parameter: the same ke
 x.view(sizes)    →     x.reshape(sizes)    the same view, also of tensors whose strides change later
 slice_scatter, select_scatter    →     cat([x[:start], source, x[end:]])    channels flow through it, and
                                            gradients of complex numbers do
+randint_like(x)  →     randint_like(x.detach())    what torch's Python function does: it has no derivative
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 _PRODUCTS = (aten.matmul.default, aten.mm.default)
 _SWAPS = (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 _TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default, aten.permute.default, *_SWAPS)
+_RANDOM_INTEGERS = tuple(getattr(aten.randint_like, overload) for overload in aten.randint_like.overloads())
 
 
 def canonicalize(graph: fx.Graph) -> None:
@@ -32,6 +34,11 @@ def canonicalize(graph: fx.Graph) -> None:
             node.target, node.args, node.kwargs = aten.reshape.default, (x, size), {}
         elif node.target in _PRODUCTS:
             _linear(graph, node)
+        elif node.target in _RANDOM_INTEGERS and isinstance(node.args[0], fx.Node):
+            with graph.inserting_before(node):
+                like = graph.call_function(aten.detach.default, (node.args[0],))
+            like.meta["tensor"] = element_info(node.args[0])
+            node.args = (like, *node.args[1:])
         elif node.target is aten.copy.default:
             _copied(graph, node)
         elif node.target in (aten.slice_scatter.default, aten.select_scatter.default):

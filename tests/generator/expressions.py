@@ -89,7 +89,9 @@ POINTWISE = {
     "lift_fresh_copy": E(T, "{x} * torch.tensor(0.75, dtype={x}.dtype)"),
     "detach_copy": E(T, "torch.detach_copy({x})"),
     "to": E(T, "{x} * ({x} > 0.1234).to({x}.dtype)"),
-    "_to_copy": E(T, "{x}.clone()\nOUT.reshape(-1).mul_(0.5)\nOUT = OUT * (OUT > 0.1234).to({x}.dtype)"),
+    "_to_copy": E(
+        T, "{x}.clone()\nOUT.reshape({x}.shape[0], -1).mul_(0.5)\nOUT = OUT * (OUT > 0.1234).to({x}.dtype)"
+    ),
     "type_as": E(T, "{x} * ({x} > 0.1234).type_as({x})"),
     "prelu": E(None, "{m}({x})", "nn.PReLU({c})"),
     "glu": E(2, "F.glu({m}({x}), 1)", CONV),
@@ -131,9 +133,10 @@ NORMALIZATION = {
     "fxcompress.batch_norm": E(
         2,
         "{m}({x})",
-        "type('Norm', (nn.BatchNorm2d,), {{'forward': lambda self, x: F.batch_norm(x * 0.9, "
+        "type('Norm', (nn.BatchNorm2d,), {{'forward': lambda self, x: ("
+        "self.num_batches_tracked.add_(1) if self.training else None, F.batch_norm(x * 0.9, "
         "self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, "
-        "self.eps)}})({c})",
+        "self.eps))[1]}})({c})",
     ),
     "instance_norm": E(2, "{m}({x})", "nn.InstanceNorm2d({c}, affine=True, eps=0.1)"),
     "layer_norm": E(T, "{m}({x})", "nn.LayerNorm({c}, eps=1e-3)"),

@@ -75,7 +75,7 @@ def test_a_mask_on_the_layer_restricts_its_statistics(op: str, reads: int | str)
 @pytest.mark.parametrize("reads", [(None, 0, 1, 2, 3), (TOKENS,)], ids=["maps", TOKENS])
 def test_two_knobs_reach_every_expression(reads: tuple[int | str | None, ...]) -> None:
     draft, reached = Draft(seed=1), set[Expression]()
-    for first in range(KNOB_TOP + 1):
+    for first in range(2):
         for second in range(KNOB_TOP + 1):
             draft.turn((first, second))
             reached.add(chosen(draft, reads))
