@@ -30,7 +30,7 @@ from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
 from fxcompress.graph.raising import LeafCalls, follow_training_flag, raise_leaf_modules, watch_leaf_calls
 from fxcompress.graph.regions import inline_regions
-from fxcompress.graph.shapes import annotate
+from fxcompress.graph.shapes import annotate, is_open
 
 _IGNORED = (
     torch.ops.aten._assert_scalar.default,
@@ -135,7 +135,7 @@ def _follows_batch(program: torch.export.ExportedProgram) -> bool:
     """Whether the first dimension of an input was left open."""
     inputs = set(program.graph_signature.user_inputs)
     values = (n.meta.get("val") for n in program.graph.find_nodes(op="placeholder") if n.name in inputs)
-    return any(isinstance(v, Tensor) and v.dim() > 0 and not isinstance(v.shape[0], int) for v in values)
+    return any(isinstance(v, Tensor) and v.dim() > 0 and is_open(v.shape[0]) for v in values)
 
 
 @contextlib.contextmanager
