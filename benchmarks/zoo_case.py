@@ -130,7 +130,7 @@ def _run(
         del double
     if settings.train:
         with _stage(row, "train"):
-            row.trains = _trains(row, small, one_more(example))
+            row.trains = _trains(row, small, one_more(example) if batch_is_dynamic else example)
 
 
 def _insert(

@@ -36,7 +36,7 @@ from fxcompress.graph.raising import (
     watch_leaf_calls,
 )
 from fxcompress.graph.regions import inline_regions
-from fxcompress.graph.shapes import annotate
+from fxcompress.graph.shapes import annotate, is_open
 
 _IGNORED = (
     torch.ops.aten._assert_scalar.default,
@@ -128,10 +128,20 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
                 attempts.insert(1, (dynamic, a, k, True))
             failure = failure or error
         else:
-            return program, dynamic and bool(program.range_constraints), calls
+            follows = dynamic and _follows_batch(program)
+            if follows or a is inputs[0] or not dynamic:
+                return program, follows, calls
+            # A batch of two that was made from one, and that the graph insists on, is none of the user's.
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
     raise _explained(model, failure) from failure
+
+
+def _follows_batch(program: torch.export.ExportedProgram) -> bool:
+    """Whether the first dimension of an input was left open."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = (n.meta.get("val") for n in program.graph.find_nodes(op="placeholder") if n.name in inputs)
+    return any(isinstance(v, Tensor) and v.dim() > 0 and is_open(v.shape[0]) for v in values)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,17 @@ def annotate(graph: fx.Graph) -> None:
 def _describe(value: Any, known: dict[Any, int]) -> Any:
     if isinstance(value, torch.Tensor):
         shape = tuple(_size(s, known) for s in value.shape)
-        return TensorInfo(shape, value.dtype, tuple(not isinstance(s, int) for s in value.shape))
+        return TensorInfo(shape, value.dtype, tuple(is_open(s) for s in value.shape))
     if isinstance(value, (tuple, list)):
         return tuple(_describe(v, known) for v in value)
     if isinstance(value, torch.SymInt):
         return _size(value, known)
     return value if isinstance(value, (int, float, bool)) else None
+
+
+def is_open(size: Any) -> bool:
+    """Whether a size follows the batch: the trace may have fixed what was to stay open."""
+    return not isinstance(size, int) and bool(size.node.expr.free_symbols)
 
 
 def _size(size: Any, known: dict[Any, int]) -> int:

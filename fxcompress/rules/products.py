@@ -83,7 +83,8 @@ class Grouped(_Summed):
 
     def flow(self, call: Call, flow: Flow) -> None:
         flow.freeze(flow.axes(call.args["input"])[0], call, "rows belong to groups")
-        flow.freeze(flow.axes(call.args["weight"])[0], call, "groups are chosen at run time")
+        groups = (flow.axes(call.args["weight"])[0], *flow.axes(call.args["offs"]))
+        flow.freeze(groups, call, "groups are chosen at run time")
         super().flow(call, flow)
 
 

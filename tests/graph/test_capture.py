@@ -451,3 +451,22 @@ def test_looks_at_values_that_choose_nothing_do_not_stop_the_capture(
     captured = fxcompress.capture(model, wide)
     assert captured.batch_is_dynamic
     assert relative_error(captured(*wide), model(*wide)) < EXACT
+
+
+def test_a_fixed_batch_is_that_of_the_example() -> None:
+    class Each(nn.Module):
+        """One example after the other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.layer(example) for example in x])
+
+    for batch in (1, 3):
+        x = torch.randn(batch, 4)
+        model = Each()
+        captured = fxcompress.capture(model, x)
+        assert not captured.batch_is_dynamic
+        assert relative_error(captured(x), model(x)) < 1e-6

@@ -134,7 +134,7 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def _grouped_on_cpu(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     bounds = [0, *ends.tolist()]
     result = x.new_zeros(len(x), weight.shape[2])
-    for matrix, start, end in zip(weight, bounds, bounds[1:], strict=True):
+    for matrix, start, end in zip(weight, bounds[:-1], bounds[1:], strict=True):
         result[start:end] = x[start:end] @ matrix
     return result
 
