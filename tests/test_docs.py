@@ -153,6 +153,12 @@ def test_the_zoo_and_latency_figures_of_the_readme_are_the_recorded_ones() -> No
     assert f"of {len(rows)} torchvision classification convnets {exact} are captured and exact" in readme
     assert f"worst relative difference {worst:.0e} in float64" in readme
     assert f"loses {min(removed):.0%} to {max(removed):.0%} of its parameters" in readme
+    public = json.loads((results / "zoo.json").read_text(encoding="utf-8"))["rows"]
+    share = [1 - row["parameters"][1] / row["parameters"][0] for row in public if row["exact"]]
+    exact, trained = len(share), sum(row["trains"] is True for row in public)
+    assert f"Of {len(public)} public models (torchvision, timm, Hugging Face) {exact} are exact" in readme
+    assert f"{sum(s >= 0.2 for s in share)} lose at least a fifth of their parameters" in readme
+    assert f"{trained} train on afterwards" in readme
     assert f"runs {1 / latency['gain']['ratio']:.1f}× faster than the dense one" in readme
     assert f"in {latency['forward']['ratio']:.2f} of the time of a ResNet built at those widths" in readme
     assert f"a masked training step takes {latency['step']['ratio']:.2f} of the dense one's" in readme
