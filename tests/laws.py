@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 import fxcompress
+from fxcompress.passes import compact
 from tests.comparing import (
     Inputs,
     amplification,
@@ -119,6 +120,16 @@ class Subject:
             return fxcompress.speedup(self.captured, masks=self.masks)
         return fxcompress.speedup(self.compiled, self.inputs)
 
+    @cached_property
+    def compacted(self) -> fx.GraphModule:
+        """`small` as it is where gathers and scatters cost nothing, so that layers are compacted at all."""
+        costs, compact.COSTS = compact.COSTS, compact.Costs(0.0, 0.0, 0.0)
+        try:
+            masks = self.masks if self.pruning.masks else None
+            return fxcompress.speedup(self.captured if masks else self.compiled, self.inputs, masks=masks)
+        finally:
+            compact.COSTS = costs
+
     @property
     def masks_layers_only(self) -> bool:
         """Whether the oracle, masked parameters, says it all: no computed weight has a mask of its own."""
@@ -214,6 +225,17 @@ def law_exact(subject: Subject) -> None:
         return
     if same:
         require_close("speedup, other resolution", run(subject.small, inputs), expected, EXACT)
+
+
+def law_compaction(subject: Subject) -> None:
+    """Law 1 where every layer is compacted that can be; checked for every fourth network."""
+    if subject.network.seed % 4 != 2:
+        return
+    for batch in (3, 2):
+        inputs = subject.network.inputs(batch=batch, seed=batch)
+        require_close(
+            f"compacted, batch {batch}", run(subject.compacted, inputs), run(subject.reference, inputs), EXACT
+        )
 
 
 def law_exact_single(subject: Subject) -> None:
@@ -368,6 +390,7 @@ LAWS: tuple[Law, ...] = (
     law_training,
     law_graph,
     law_mask_order,
+    law_compaction,
     law_exact_single,
 )
 WITHOUT_PRUNING = (law_capture, law_train_mode)

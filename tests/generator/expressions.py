@@ -71,6 +71,7 @@ POINTWISE = {
     "hardswish": E(None, "F.hardswish({x})"),
     "rsub": E(T, "torch.rsub({x}, 1.5)"),
     "true_divide": E(T, "torch.true_divide({x}, {x}.abs() + 1.0)"),
+    "floor_divide": E(T, "{x} + 0.1 * torch.floor_divide({x}, {x}.square() + 0.5137)"),
     "zeros_like": E(T, "torch.maximum({x}, torch.zeros_like({x}) - 0.3)"),
     "ones_like": E(T, "torch.ones_like({x}) - {x}"),
     "full_like": E(None, "torch.full_like({x}, 0.3) * {x}"),
@@ -337,8 +338,8 @@ ADDRESSING = {
     "searchsorted": E(T, "{x} + torch.searchsorted(" + TABLE + ", {x}) * 0.1"),
     "bucketize": E(T, "{x} + torch.bucketize({x}, " + TABLE + ", right=True) * 0.1"),
     "isin": E(T, "{x} * torch.isin(({x} > 0.1317).long(), torch.tensor([1, 3]))"),
-    "slice_scatter": E(T, "torch.slice_scatter({x}, {x}[:, :2] * 2.0, 1, 0, 2)"),
-    "select_scatter": E(T, "torch.select_scatter({x}, {x}[:, 0] * 2.0, 1, 1)"),
+    "slice_scatter": E(T, "torch.slice_scatter({x}, {x}[:, :1] * 2.0, 1, 0, 2, 2)"),
+    "select_scatter": E(T, "torch.select_scatter({x}, {x}[0] * 2.0, 0, 1)"),
     "take": E(T, "{x} * torch.take({x}, torch.tensor([3]))"),
     "masked_select": E(T, "{x} + {x}.masked_select({x} > 0.5137).sum() * 0.01"),
     "masked_scatter": E(T, "{x}.masked_scatter({x} > 0.5137, {x}.sigmoid())"),
@@ -350,6 +351,7 @@ ADDRESSING = {
 
 PRODUCTS = {
     "dot": E(T, "{x} * torch.dot({x}.mean((0, 1)), {x}.mean((0, 1)).exp()).tanh()"),
+    "vdot": E(T, "{x} * torch.vdot({x}.mean((0, 1)), {x}.mean((0, 1)).exp()).tanh()"),
     "mv": E(0, "torch.mv({x}, {m})[:, None].tanh() * {x}", VECTOR),
     "outer": E(T, "{x} + torch.outer({x}.mean((0, 2)), {x}.mean((0, 1)))"),
     "inner": E(T, "torch.inner({x}, {m})", "nn.Parameter(torch.ones(6, {c}))"),
