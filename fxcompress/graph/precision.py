@@ -22,7 +22,8 @@ _WIDE = {
 
 def float64_copy(module: CompiledModule) -> CompiledModule:
     """A deep copy that computes in float64, also where the graph asks for a narrower float by name."""
-    twin = copy.deepcopy(module)._apply(lambda tensor: tensor.to(_WIDE.get(tensor.dtype, tensor.dtype)))
+    twin = copy.deepcopy(module)
+    twin._apply(lambda tensor: tensor.to(_WIDE.get(tensor.dtype, tensor.dtype)))  # type: ignore[no-untyped-call]
     for node in twin.graph.nodes:
         node.args = _widened(node.args)
         node.kwargs = _widened(node.kwargs)

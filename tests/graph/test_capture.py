@@ -405,7 +405,8 @@ class Policy(nn.Module):
         self.mean = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.distributions.Normal(self.mean(x), torch.ones(2)).log_prob(x[:, :2])
+        y: Tensor = torch.distributions.Normal(self.mean(x), torch.ones(2)).log_prob(x[:, :2])
+        return y
 
 
 class BrokenUnderTrace(nn.Module):
@@ -417,7 +418,7 @@ class BrokenUnderTrace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = None if torch.compiler.is_compiling() else torch.tensor([1.0, 0.0])
-        result: Tensor = self.layer(x) * mask  # type: ignore[operator]
+        result: Tensor = self.layer(x) * mask
         return result
 
 
