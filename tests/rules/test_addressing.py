@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxcompress
 from tests.helpers import Function, image, operators, shrunk, weight_shape
 
 Body = Callable[[Any, Tensor], Any]
@@ -156,3 +157,27 @@ def test_an_embedding_bag_loses_features() -> None:
     assert "EmbeddingBag(9, 4" in str(small)
     small = shrunk(model, torch.tensor([[1, 2], [3, 8]]), {"a": {"columns": [1]}})
     assert weight_shape(small, "a") == (9, 5)
+
+
+class Positions(nn.Module):
+    """Rows of a table at known places."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(12, 8))
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table.index_select(0, torch.arange(5) + 2)
+        result: Tensor = self.head(self.embed(x) + rows)
+        return result
+
+
+def test_rows_of_a_table_nobody_reads_go() -> None:
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    masked = fxcompress.compile(Positions().double(), [{"op_names": ["embed"], "sparsity": 0.5}], x)
+    small = fxcompress.speedup(masked, x)
+    assert dict(small.named_buffers())["table"].shape == (5, 4)
+    torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-9)
