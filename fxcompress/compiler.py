@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fxcompress.config import known_pruners, parse, select, targets_of_model
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import ConfigError, SpeedupError
-from fxcompress.export.masks import ACTIVATIONS, check_masks, load_masks
+from fxcompress.export.masks import check_masks, is_activation, load_masks
 from fxcompress.graph.calls import Reference
 from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
@@ -142,10 +142,10 @@ def _with_masks(
 ) -> CompiledModule:
     given = load_masks(masks) if isinstance(masks, (str, os.PathLike)) else masks
     checked = check_masks(given, module)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
     twin = module.fork()
     for layer, entries in checked.items():
-        for side in [name for name in ACTIVATIONS if name in entries and f"{layer}.{name}" not in parameters]:
+        owner = module.get_submodule(layer)
+        for side in [name for name in entries if is_activation(owner, name)]:
             mask_layer(twin, layer, side, entries.pop(side))
     insert_masks(twin, qualified(checked))
     return twin

@@ -120,9 +120,7 @@ def check_masks(masks: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> 
     problems: list[str] = []
     checked: Masks = {}
     for layer, parameter, mask in _entries(masks, problems):
-        if parameter in ACTIVATIONS and parameter not in getattr(
-            layers.get(layer), "_parameters", (parameter,)
-        ):
+        if layer in layers and is_activation(layers[layer], parameter):
             problem = _problem(mask, None)
             problems += [f"{layer}.{parameter}: {problem}"] if problem else []
             checked.setdefault(layer, {})[parameter] = mask
@@ -139,6 +137,11 @@ def check_masks(masks: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> 
     if problems:
         raise SpeedupError("the masks do not fit the model:\n" + "\n".join(f"  {line}" for line in problems))
     return checked
+
+
+def is_activation(layer: nn.Module, name: str) -> bool:
+    """Whether a mask called ``name`` is for an activation of ``layer`` rather than a parameter."""
+    return name in ACTIVATIONS and name not in layer._parameters
 
 
 def _entries(masks: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[str, str, Any]]:

@@ -4,6 +4,7 @@ x @ w.T          →     linear(x, w)        with ``w`` a parameter: the same ke
 x.view(sizes)    →     x.reshape(sizes)    the same view, also of tensors whose strides change later
 slice_scatter, select_scatter    →     cat([x[:start], source, x[end:]])    channels flow through it, and
                                            gradients of complex numbers do
+copy(x, source)  →     source              (cast, expanded); what a write into all of ``x`` leaves
 randint_like(x)  →     randint_like(x.detach())    what torch's Python function does: it has no derivative
 """
 
@@ -15,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from fxcompress.graph.calls import bind
+from fxcompress.graph.calls import TensorInfo, bind
 from fxcompress.graph.shapes import element_info
 
 aten = torch.ops.aten
@@ -78,22 +79,26 @@ def _concatenated(graph: fx.Graph, node: fx.Node) -> None:
     if not single and not first and (last is None or last == sys.maxsize):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
+        return
     if facts.dynamic[dim] or not node.users:
         return
     size = facts.shape[dim]
-    start, _, _ = slice(first, last).indices(size)
-    end = start + 1 if single else max(start, slice(first, last).indices(size)[1])
+    start, stop, _ = slice(first, last).indices(size)
+    end = start + 1 if single else max(start, stop)
+
+    def of_width(width: int) -> TensorInfo:
+        shape = [width if d == dim % len(facts.shape) else s for d, s in enumerate(facts.shape)]
+        return replace(facts, shape=tuple(shape))
 
     def part(low: int, high: int) -> fx.Node:
         piece = graph.call_function(aten.slice.Tensor, (x, dim, low, high))
-        shape = [high - low if d == dim % len(facts.shape) else s for d, s in enumerate(facts.shape)]
-        piece.meta["tensor"] = replace(facts, shape=tuple(shape))
+        piece.meta["tensor"] = of_width(high - low)
         return piece
 
     with graph.inserting_before(node):
         if single:
             source = graph.call_function(aten.unsqueeze.default, (source, dim))
-            source.meta["tensor"] = part(start, end).meta["tensor"]
+            source.meta["tensor"] = of_width(1)
         pieces = [part(0, start)] * (start > 0) + [source] + [part(end, size)] * (end < size)
         joined = graph.call_function(aten.cat.default, (pieces, dim))
         joined.meta = dict(node.meta)

@@ -85,7 +85,7 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
     try:
         graph = functionalize(_plain_graph(exported))
     except NotFunctional:
-        # Writes through views: let torch functionalize, at the cost of a second trace.
+        # Writes through what may be a view or a copy: let torch functionalize, at the cost of a second trace.
         graph = _plain_graph(exported.run_decompositions({}))
         restore_batch_norm(graph)
         graph = functionalize(graph)

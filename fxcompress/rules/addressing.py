@@ -16,7 +16,7 @@ from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.indexing import Places, facts_of, places_of
 from fxcompress.rules.registry import Rule, rule
 from fxcompress.rules.rewrite import Shrink
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, zeros
 
 
 def _share(flow: Flow, call: Call, part: Axis, whole: Axis) -> None:
@@ -37,10 +37,6 @@ def _overwritten(old: torch.Tensor | None, new: torch.Tensor | None, size: int) 
     same = torch.zeros(size, dtype=torch.bool) if new is None else old[:size] == new[:size]
     result[:size] = torch.where(same, old[:size], torch.nan)
     return result
-
-
-def _zeros(constants: torch.Tensor | None) -> torch.Tensor | None:
-    return None if constants is None else torch.where(constants == 0, 0.0, torch.nan)
 
 
 @rule("index_put")
@@ -80,7 +76,7 @@ class IndexPut(Rule):
                     new = values.slices(source, len(theirs) - back)
             old = values.slices(call.args["self"], dim)
             if call.args["accumulate"]:
-                old, new = _zeros(old), _zeros(new)
+                old, new = zeros(old), zeros(new)
             values.set(call.node, dim, _overwritten(old, new, size))
 
 
@@ -155,7 +151,7 @@ class Scatter(Rule):
             size = index[d].size if call.op.startswith("scatter") else axis.size
             old, new = values.slices(call.args["self"], d), self._new(values, source, d, axis.size)
             if "reduce" in call.args or call.op.endswith("_add"):
-                old, new = _zeros(old), _zeros(new)
+                old, new = zeros(old), zeros(new)
             values.set(call.node, d, _overwritten(old, new, size))
 
     def _new(self, values: Values, source: Any, dim: int, size: int) -> torch.Tensor | None:
@@ -229,7 +225,7 @@ class EmbeddingBag(Rule):
         flow.set_several(call.node, results)
 
     def constants(self, call: Call, values: Values) -> None:
-        values.set(call.node, 1, _zeros(values.slices(call.args["weight"], 1)), 0)
+        values.set(call.node, 1, zeros(values.slices(call.args["weight"], 1)), 0)
 
     def shrink(self, call: Call, shrink: Shrink) -> None:
         shrink.attributes(call, {}, embedding_dim=shrink.count(shrink.axes(call.args["weight"])[1]))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,6 +176,12 @@ class Weighted:
             return None
         given = torch.where(removed, self.constants.nan_to_num(), 0.0)
         return given if bool((given != 0).any()) else None
+
+
+def editable(values: Values, *parameters: Any) -> bool:
+    """Plain parameters (or ones under masks only) of one call."""
+    sources = [values.baked(p) for p in parameters if p is not None]
+    return all(s is not None for s in sources) and values.unshared(*sources)
 
 
 class WeightedRule(Rule):

@@ -8,14 +8,12 @@ Constants: see ``fxcompress.rules.contraction``; a constant channel stays unifor
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fxcompress.graph.calls import Call, channel_dim
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need, Weighted, WeightedRule
+from fxcompress.rules.contraction import Need, Weighted, WeightedRule, editable
 from fxcompress.rules.flow import Flow, is_tensor
 from fxcompress.rules.registry import rule
 from fxcompress.rules.rewrite import Shrink
@@ -106,7 +104,7 @@ class Convolution(WeightedRule):
         constants = values.slices(call.args["input"], channel_dim(call, rank))
         parameters = (call.args["weight"], call.args["bias"])
         uniform = not _is_padded(call) and not _transposed(call)
-        return Weighted(self.canonical(call, weight), constants, uniform, _editable(values, *parameters))
+        return Weighted(self.canonical(call, weight), constants, uniform, editable(values, *parameters))
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
@@ -174,9 +172,3 @@ class Convolution(WeightedRule):
             else:
                 edited[:, index] += taps
             shrink.replace(call.args["weight"], edited.to(weight.dtype))
-
-
-def _editable(values: Values, *parameters: Any) -> bool:
-    """Plain parameters (or ones under masks only) of one call."""
-    sources = [values.baked(p) for p in parameters if p is not None]
-    return all(s is not None for s in sources) and values.unshared(*sources)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from fxcompress.graph.calls import Call
-from fxcompress.rules.fft import zeros
 from fxcompress.rules.flow import Flow, dim_of
 from fxcompress.rules.registry import Rule, rule
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, zeros
+
+
+def _others(call: Call, rank: int) -> list[int]:
+    """The dimensions that are not those of the matrix."""
+    matrix = {dim_of(call.args[name], rank) for name in ("dim1", "dim2")}
+    return [d for d in range(rank) if d not in matrix]
 
 
 @rule("tril", "triu")
@@ -27,19 +32,15 @@ class Triangle(Rule):
 class Diagonal(Rule):
     """The diagonal of two dimensions as the last one."""
 
-    def _rest(self, call: Call, rank: int) -> list[int]:
-        gone = {dim_of(call.args[name], rank) for name in ("dim1", "dim2")}
-        return [d for d in range(rank) if d not in gone]
-
     def flow(self, call: Call, flow: Flow) -> None:
         x, last = flow.axes(call.args["self"]), flow.fresh(flow.info(call.node))[-1]
-        rest = self._rest(call, len(x))
+        rest = _others(call, len(x))
         flow.freeze([last, *(a for d, a in enumerate(x) if d not in rest)], call, "a diagonal of it")
         flow.set(call.node, [*(x[d] for d in rest), last])
 
     def constants(self, call: Call, values: Values) -> None:
         source = call.args["self"]
-        for target, dim in enumerate(self._rest(call, len(values.map.of[values.canonical(source)]))):
+        for target, dim in enumerate(_others(call, len(values.map.of[values.canonical(source)]))):
             values.set(call.node, target, values.slices(source, dim))
 
 
@@ -47,21 +48,17 @@ class Diagonal(Rule):
 class DiagonalMatrix(Rule):
     """The last dimension as the diagonal of two new ones; other dimensions keep their zero slices."""
 
-    def _rest(self, call: Call, rank: int) -> list[int]:
-        made = {dim_of(call.args[name], rank) for name in ("dim1", "dim2")}
-        return [d for d in range(rank) if d not in made]
-
     def flow(self, call: Call, flow: Flow) -> None:
         x, made = flow.axes(call.args["self"]), list(flow.fresh(flow.info(call.node)))
         flow.freeze(x[-1], call, "a diagonal")
-        rest = self._rest(call, len(made))
+        rest = _others(call, len(made))
         flow.freeze([a for d, a in enumerate(made) if d not in rest], call, "a diagonal")
         for axis, target in zip(x[:-1], rest, strict=True):
             made[target] = axis
         flow.set(call.node, made)
 
     def constants(self, call: Call, values: Values) -> None:
-        for dim, target in enumerate(self._rest(call, len(values.map.of[call.node]))):
+        for dim, target in enumerate(_others(call, len(values.map.of[call.node]))):
             values.set(call.node, target, zeros(values.slices(call.args["self"], dim)))
 
 

@@ -6,23 +6,17 @@ complex tensors are recorded only where they are zero.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fxcompress.graph.calls import Call, Ref
 from fxcompress.rules.flow import Flow, dim_of
 from fxcompress.rules.pointwise import Pointwise
 from fxcompress.rules.registry import Rule, register, rule
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, zeros
 
 _ONE = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 _TWO = ("fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2")
 _MANY = ("fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn", "fftshift", "ifftshift")
-
-
-def zeros(given: Tensor | None) -> Tensor | None:
-    """The constants that are zero."""
-    return None if given is None else torch.where(given == 0, 0.0, torch.nan).double()
 
 
 @rule(*(f"fft_{name}" for name in (*_ONE, *_TWO, *_MANY)))

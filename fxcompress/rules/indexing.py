@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from fxcompress.graph.calls import Call, Ref, Reference, TensorInfo, call_of
+from fxcompress.graph.calls import Call, Ref, TensorInfo, call_of
 from fxcompress.rules.axes import Axis, Ints
 from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.registry import Rule, rule
@@ -188,12 +187,13 @@ def _fixed(flow: Flow, ref: Any) -> torch.Tensor | None:
         return None
     if torch.Tag.nondeterministic_seeded in target.tags:
         return None
-    operands = {operand: _fixed(flow, operand) for _, operand in call.refs()}
-    if any(value is None for value in operands.values()):
-        return None
-    given = pytree.tree_map(lambda v: operands[v] if isinstance(v, (fx.Node, Reference)) else v, call.args)
-    with torch.no_grad():
-        result = target(**given)
+    operands: dict[Ref, torch.Tensor] = {}
+    for _, operand in call.refs():
+        value = operands[operand] if operand in operands else _fixed(flow, operand)
+        if value is None:
+            return None
+        operands[operand] = value
+    result = Values.evaluate(call, operands)
     return result if isinstance(result, torch.Tensor) else None
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fxcompress.graph.calls import Call, Ref
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need, Weighted, WeightedRule
-from fxcompress.rules.convolution import _editable
+from fxcompress.rules.contraction import Need, Weighted, WeightedRule, editable
 from fxcompress.rules.flow import Flow, is_tensor
 from fxcompress.rules.registry import Rule, rule
 from fxcompress.rules.rewrite import Shrink
@@ -49,8 +48,8 @@ class Linear(WeightedRule):
         if weight is None:
             return None
         constants = values.slices(call.args[self.input], len(values.map.of[call.node]) - 1)
-        editable = _editable(values, call.args[self.weight], call.args[self.bias])
-        return Weighted(self.canonical(call, weight), constants, True, editable)
+        may_change = editable(values, call.args[self.weight], call.args[self.bias])
+        return Weighted(self.canonical(call, weight), constants, True, may_change)
 
     def canonical(self, call: Call, weight: Tensor) -> Tensor:
         return (weight if self.makes == 0 else weight.t())[None, :, :, None]

@@ -17,7 +17,7 @@ from fxcompress.rules.axes import Axis
 from fxcompress.rules.flow import Flow, tensor_operands
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, zeros
 
 _PRODUCTS = ("mul", "multiply")
 _IDENTITIES = (
@@ -169,6 +169,5 @@ class GLU(Rule):
             gated = first * torch.sigmoid(second)
             values.set(call.node, dim, torch.where(first == 0, 0.0, gated))
         for other in range(rank):
-            whole = values.slices(call.args["self"], other)
-            if other != dim and whole is not None:
-                values.set(call.node, other, torch.where(whole == 0, 0.0, torch.nan).double())
+            if other != dim:
+                values.set(call.node, other, zeros(values.slices(call.args["self"], other)))

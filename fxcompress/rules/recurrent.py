@@ -28,8 +28,7 @@ from torch import Tensor
 from fxcompress.graph.calls import Call, Ref
 from fxcompress.graph.module import get_tensor
 from fxcompress.rules.axes import Axis, Contraction
-from fxcompress.rules.contraction import Need, Weighted
-from fxcompress.rules.convolution import _editable
+from fxcompress.rules.contraction import Need, Weighted, editable
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.registry import Rule, rule
 from fxcompress.rules.rewrite import Shrink
@@ -193,8 +192,8 @@ class Recurrent(Rule):
         b_ih, b_hh = values.known(cell.b_ih), values.known(cell.b_hh)
         if w_ih is None or w_hh is None or any(values.known(ref) is None for ref in cell.parameters()):
             return None
-        editable = b_ih is not None and _editable(values, cell.w_ih, cell.b_ih)
-        inputs = Weighted(w_ih[None, :, :, None], given, True, editable)
+        may_change = b_ih is not None and editable(values, cell.w_ih, cell.b_ih)
+        inputs = Weighted(w_ih[None, :, :, None], given, True, may_change)
         a = inputs.outputs(b_ih)
         size = w_hh.shape[0] // self.gates
         a = torch.full((self.gates * size,), torch.nan, dtype=torch.float64) if a is None else a

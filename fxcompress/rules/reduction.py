@@ -18,7 +18,7 @@ from fxcompress.rules.contraction import Need, nonzero
 from fxcompress.rules.flow import Flow, dim_of, is_tensor
 from fxcompress.rules.registry import Rule, register, rule
 from fxcompress.rules.rewrite import Shrink
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, zeros
 
 
 def _dims(call: Call, rank: int) -> list[int]:
@@ -85,7 +85,7 @@ class KeepsZero(Reduction):
     """Sums and norms of a zero slice are zero."""
 
     def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
-        return torch.where(given == 0, 0.0, torch.nan)
+        return zeros(given)
 
 
 @rule("mean", "fxcompress.mean", "amax", "fxcompress.amax", "amin", "fxcompress.amin")
@@ -121,7 +121,7 @@ class Variance(Mean):
     """Variance and standard deviation; those of a constant slice are zero."""
 
     def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
-        return torch.where(given == 0, 0.0, torch.nan)
+        return zeros(given)
 
 
 @rule("sum", "linalg_vector_norm")

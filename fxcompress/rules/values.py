@@ -119,7 +119,8 @@ class Values:
         for dim in range(len(self.map.of.get(node, ()))):
             self.set(node, dim, self._several.get((source, index, dim)))
 
-    def evaluate(self, call: Call, operands: dict[Ref, Tensor]) -> Any:
+    @staticmethod
+    def evaluate(call: Call, operands: dict[Ref, Tensor]) -> Any:
         """Run the operator on ``operands`` in place of its tensors."""
 
         def fill(value: Any) -> Any:
@@ -131,6 +132,11 @@ class Values:
 
         with torch.no_grad():
             return call.target(**{k: fill(v) for k, v in call.args.items()})
+
+
+def zeros(given: Tensor | None) -> Tensor | None:
+    """Of constants those that are zero (float64, NaN elsewhere)."""
+    return None if given is None else torch.where(given == 0, 0.0, torch.nan).double()
 
 
 def _merged(known: Tensor | None, more: Tensor) -> Tensor:
