@@ -1,4 +1,4 @@
-"""Verification: a graph lints and re-infers, and two models are one function.
+"""Verification: a graph lints, its nodes yield what they say, and two models are one function.
 
 Law: ``verify`` returns only if both models give the same outputs in eval mode, in float64, on the given
 inputs. Nothing is changed.
@@ -6,16 +6,11 @@ inputs. Nothing is changed.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PassError, SpeedupError
@@ -36,11 +31,15 @@ def tolerance(module: CompiledModule) -> float:
     return max([TOLERANCE, *(100 * torch.finfo(d).eps for d in dtypes if d != torch.float64)])
 
 
-def check_graph(module: CompiledModule, passes: tuple[str, ...] = ()) -> None:
-    """Lint the graph and re-infer every shape and dtype from the example inputs, without computing.
+def check_graph(module: CompiledModule, inputs: Inputs, passes: tuple[str, ...] = ()) -> list[Any]:
+    """Lint the graph and run it in eval mode; every tensor must have the shape and kind its node says.
 
     Args:
+        module: on which ``inputs`` can be run (see ``float64_copy``).
         passes: names of the passes that ran, for the message.
+
+    Returns:
+        The leaves of the output.
 
     Raises:
         PassError: with the ten graph lines around the first node that fails.
@@ -50,20 +49,13 @@ def check_graph(module: CompiledModule, passes: tuple[str, ...] = ()) -> None:
         module.graph.lint()
     except RuntimeError as error:
         raise PassError(f"{after}the graph does not lint: {error}") from error
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    args, kwargs = module.example_inputs
-    with eval_mode(module), mode, torch.no_grad():
-        flat = pytree.tree_leaves((args, kwargs))
-        fake = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in flat]
-        with contextlib.suppress(_DependsOnValuesError):
-            _Inferring(module, after).run(*fake, enable_io_processing=False)
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    leaves = inputs[0] if info is None else fx_pytree.tree_flatten_spec(inputs, info.in_spec)
+    with eval_mode(module), torch.no_grad():
+        return pytree.tree_leaves(_Checked(module, after).run(*leaves, enable_io_processing=False))
 
 
-class _DependsOnValuesError(Exception):
-    """A shape depends on tensor values: nothing behind it can be inferred without computing."""
-
-
-class _Inferring(fx.Interpreter):
+class _Checked(fx.Interpreter):
     def __init__(self, module: CompiledModule, after: str) -> None:
         super().__init__(module)
         self._after = after
@@ -71,8 +63,6 @@ class _Inferring(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             result = super().run_node(n)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            raise _DependsOnValuesError from None
         except Exception as error:
             raise PassError(f"{self._after}{n} does not run: {error}\n{graph_lines(n)}") from error
         expected = n.meta.get("tensor")
@@ -105,21 +95,27 @@ def graph_lines(node: fx.Node, around: int = 5) -> str:
 
 
 def verify(
-    before: CompiledModule, after: CompiledModule, inputs: Inputs, *, tolerance: float = TOLERANCE
+    before: CompiledModule,
+    after: CompiledModule,
+    inputs: Inputs,
+    *,
+    tolerance: float = TOLERANCE,
+    passes: tuple[str, ...] = (),
 ) -> float:
     """Compare two models in eval mode and float64 on ``inputs``; returns the largest relative difference.
 
     Raises:
-        SpeedupError: if it exceeds ``tolerance``.
+        PassError: if the graph of ``after`` does not lint, or a node does not run or yields another shape
+            than it says; ``passes`` are named as those that led there.
+        SpeedupError: if the difference exceeds ``tolerance``.
     """
     args, kwargs = to_float64(inputs)
-    outputs = []
-    for module in (before, after):
-        twin = float64_copy(module).eval()
-        with torch.no_grad():
-            outputs.append(twin(*args, **kwargs))
-        del twin
-    difference = relative_difference(outputs[1], outputs[0])
+    twin = float64_copy(before).eval()
+    with torch.no_grad():
+        expected = pytree.tree_leaves(twin(*args, **kwargs))
+    del twin
+    got = check_graph(float64_copy(after), (args, kwargs), passes)
+    difference = relative_difference(got, expected)
     if not difference <= tolerance:
         raise SpeedupError(
             f"the small model differs from the masked one by {difference:.3g} relative to the largest output "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,6 +73,24 @@ def mode(module: nn.Module, *, train: bool) -> Iterator[nn.Module]:
     finally:
         for child, training in before:
             child.training = training
+
+
+class ContiguousNoise(TorchFunctionMode):
+    """Random operators read contiguous copies: else the order of their draws follows the memory layout.
+
+    A graph keeps what an operator returns, not the strides it returns it with.
+    """
+
+    NAMES = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name.rstrip("_") not in self.NAMES or not args or args[0].is_contiguous():
+            return func(*args, **kwargs)
+        if not name.endswith("_"):
+            return func(args[0].contiguous(), *args[1:], **kwargs)
+        return args[0].copy_(func(args[0].contiguous(), *args[1:], **kwargs))
 
 
 def run(module: nn.Module, inputs: Inputs) -> Any:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten
 import fxcompress
 from fxcompress.passes import compact
 from tests.comparing import (
+    ContiguousNoise,
     Inputs,
     amplification,
     call,
@@ -173,13 +174,14 @@ def law_train_mode(subject: Subject) -> None:
     if "functional randomness" in subject.network.flags:
         return
     eager, captured = copy.deepcopy(subject.model).train(), copy.deepcopy(subject.captured).train()
-    try:
+    with ContiguousNoise():
+        try:
+            torch.manual_seed(0)
+            expected = call(eager, subject.inputs)
+        except ValueError:  # BatchNorm refuses one value per channel in train mode
+            return
         torch.manual_seed(0)
-        expected = call(eager, subject.inputs)
-    except ValueError:  # BatchNorm refuses one value per channel in train mode
-        return
-    torch.manual_seed(0)
-    require_close("train mode", call(captured, subject.inputs), expected, EXACT)
+        require_close("train mode", call(captured, subject.inputs), expected, EXACT)
     trained = dict(captured.named_buffers())
     for name, buffer in eager.named_buffers():
         torch.testing.assert_close(trained[name], buffer, rtol=EXACT, atol=EXACT, msg=f"{name} after a step")
@@ -239,8 +241,8 @@ def law_compaction(subject: Subject) -> None:
 
 
 def law_exact_single(subject: Subject) -> None:
-    """Law 1 in float32, on a model that was float32 all along; checked for every fourth network."""
-    if subject.network.seed % 4 or amplification(subject.model, subject.inputs) > SINGLE_AMPLIFICATION:
+    """Law 1 in float32, on a model that was float32 all along; checked for every eighth network."""
+    if subject.network.seed % 8 or amplification(subject.model, subject.inputs) > SINGLE_AMPLIFICATION:
         return
     model, inputs = copy.deepcopy(subject.model).float(), map_floats(Tensor.float, subject.inputs)
     if subject.pruning.masks:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, _dynamo, fx, nn
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
@@ -158,7 +158,8 @@ def _tracing(known: bool) -> Iterator[None]:
     if not known:
         torch.compiler.is_compiling = lambda: False
     try:
-        with _quiet(), _WithoutGuards():
+        # Looking up the cache of fake results costs more than the results do.
+        with _quiet(), _WithoutGuards(), _dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         torch.compiler.is_compiling = compiling

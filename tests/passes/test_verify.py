@@ -43,7 +43,7 @@ def test_modules_stay_as_they_are() -> None:
     x = image(3, 4).float()
     module = fxcompress.capture(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), x).train()
     verify(module, module.fork(), ((x,), {}))
-    check_graph(module)
+    check_graph(module, module.example_inputs)
     assert module.training
     assert next(module.parameters()).dtype == torch.float32
 
@@ -55,16 +55,16 @@ def test_the_tolerance_of_folded_parameters_is_that_of_their_dtype() -> None:
 
 def test_a_wrong_shape_is_shown_with_the_lines_around_it() -> None:
     module = captured()
-    check_graph(module)
+    check_graph(module, module.example_inputs)
     node = module.graph.find_nodes(op="call_module")[1]
     node.meta["tensor"] = TensorInfo((251, 5), torch.float64, (True, False))
     with pytest.raises(PassError, match=r"(?s)after shrink → fold: _1 yields .*expected \(251, 5\).*-> .*_1"):
-        check_graph(module, ("shrink", "fold"))
+        check_graph(module, module.example_inputs, ("shrink", "fold"))
 
 
 def test_a_graph_that_does_not_run_names_the_node() -> None:
     module = captured()
     module.get_submodule("2").weight = nn.Parameter(torch.ones(2, 5).double())
     with pytest.raises(PassError, match=r"(?s)_2 does not run: .*-> "):
-        check_graph(module)
+        check_graph(module, module.example_inputs)
     assert graph_lines(module.graph.find_nodes(op="call_module")[0]).count("-> ") == 1
