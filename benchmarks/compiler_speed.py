@@ -1,10 +1,12 @@
-"""How long the compiler itself takes: capture, compile (capture + masks), speedup.
+"""How long the compiler itself takes: capture, compile (capture + masks), speedup, all with verification.
 
     python benchmarks/compiler_speed.py [--quick]
 
 Over public convnets and over chains of convolutions of growing length and width; the law is that seconds
-grow linearly with the number of nodes. Beside it Torch-Pruning's dependency graph and pruning of the same
-fraction, where that is installed (``pip install --no-deps torch-pruning``).
+grow linearly with the number of nodes and no faster than the weights with the width. Beside it
+Torch-Pruning's dependency graph and pruning of the same fraction, where that is installed
+(``pip install --no-deps torch-pruning``). Seconds are the processor's, on one thread, the least of the
+repeats.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import copy
 import importlib
 import importlib.util
+import math
 import sys
 import time
 import warnings
@@ -33,20 +36,25 @@ import fxcompress
 from benchmarks.results_file import RESULTS, machine_facts, write_json
 from benchmarks.subject import config_for, load_zoo
 
-MODELS = ("tv/resnet18", "tv/resnet50", "tv/resnet152", "tv/densenet121", "tv/densenet201")
+MODELS = tuple(f"tv/resnet{depth}" for depth in (18, 34, 50, 101, 152)) + ("tv/densenet121", "tv/densenet201")
 LENGTHS = (10, 50, 100, 200, 400, 800)
 WIDTHS = (64, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per phase, the best of the repeats; ``torch_pruning`` is ``None`` if it is absent or fails."""
+    """Seconds per phase, the best of the repeats; ``torch_pruning`` is ``None`` if it is absent or fails.
+
+    ``speedup`` is without verification and from a captured graph, ``full`` is compile and a verified speedup.
+    """
 
     model: str
     nodes: int
+    parameters: int
     capture: float
     compile: float
     speedup: float
+    full: float
     torch_pruning: float | None
 
     @property
@@ -67,13 +75,18 @@ def conv_chain(length: int, width: int) -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).eval()
 
 
+def chain_name(length: int, width: int) -> str:
+    """The row of ``conv_chain(length, width)``."""
+    return f"chain of {length}, width {width}"
+
+
 def subjects(zoo: Path, quick: bool) -> Iterator[tuple[str, Callable[[], nn.Module], Tensor]]:
     """Yield name, builder and example image batch of everything to time."""
     small = torch.randn(2, 3, 16, 16)
     for length in LENGTHS[:3] if quick else LENGTHS:
-        yield f"chain of {length}, width 64", partial(conv_chain, length, 64), small
+        yield chain_name(length, 64), partial(conv_chain, length, 64), small
     for width in WIDTHS[1:2] if quick else WIDTHS[1:]:
-        yield f"chain of 10, width {width}", partial(conv_chain, 10, width), small
+        yield chain_name(10, width), partial(conv_chain, 10, width), small
     for name, build, inputs in load_zoo(zoo).cases(("tv",)):
         if name in (MODELS[:1] if quick else MODELS):
             yield name, build, inputs()[0]
@@ -83,9 +96,9 @@ def seconds(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     """Return the least seconds of ``repeats`` calls and the last result."""
     best, result = float("inf"), None
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         result = function()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best, result
 
 
@@ -97,8 +110,17 @@ def time_compiler(name: str, build: Callable[[], nn.Module], images: Tensor, rep
     config = config_for(captured, 0.5)
     compiling, masked = seconds(lambda: fxcompress.compile(model, config, (images,)), repeats)
     speeding, _ = seconds(lambda: fxcompress.speedup(masked, (images,), verify=False), repeats)
-    nodes = len(captured.graph.nodes)
-    return Timing(name, nodes, capturing, compiling, speeding, time_torch_pruning(model, images, repeats))
+    verified, _ = seconds(lambda: fxcompress.speedup(masked, (images,)), 1)
+    return Timing(
+        model=name,
+        nodes=len(captured.graph.nodes),
+        parameters=sum(p.numel() for p in model.parameters()),
+        capture=capturing,
+        compile=compiling,
+        speedup=speeding,
+        full=compiling + verified,
+        torch_pruning=time_torch_pruning(model, images, repeats),
+    )
 
 
 def time_torch_pruning(model: nn.Module, images: Tensor, repeats: int) -> float | None:
@@ -125,13 +147,41 @@ def time_torch_pruning(model: nn.Module, images: Tensor, repeats: int) -> float 
     return min(times)
 
 
+def summary_of(timings: Sequence[Timing]) -> dict[str, Any]:
+    """Torch-Pruning's seconds over those of speedup, least and by model, and how speedup's grow.
+
+    Growth is the exponent that fits seconds best between the shortest and the longest chain of one width
+    (1 is linear), and between the narrowest and the widest one of one length.
+    """
+    ratios = {t.model: round(t.torch_pruning / t.speedup, 2) for t in timings if t.torch_pruning is not None}
+    named = {t.model: t for t in timings}
+    long = [named[n] for n in (chain_name(length, 64) for length in LENGTHS) if n in named]
+    wide = [named[n] for n in (chain_name(10, width) for width in WIDTHS) if n in named]
+    return {
+        "Torch-Pruning / speedup": ratios,
+        "least": min(ratios.items(), key=lambda pair: pair[1], default=None),
+        "growth in nodes": growth(long, lambda t: t.nodes),
+        "growth in parameters": growth(wide, lambda t: t.parameters),
+    }
+
+
+def growth(timings: Sequence[Timing], size: Callable[[Timing], int]) -> float | None:
+    """The exponent ``e`` of ``speedup ~ size^e`` between the first and the last."""
+    if len(timings) < 2:
+        return None
+    first, last = timings[0], timings[-1]
+    return round(math.log(last.speedup / first.speedup) / math.log(size(last) / size(first)), 3)
+
+
 def table_of(timings: Sequence[Timing]) -> Table:
     """One line per model, in seconds."""
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "nodes", "capture", "compile", "speedup", "ms per node", "Torch-Pruning"):
+    for column in ("model", "nodes", "capture", "compile", "speedup", "full", "ms per node", "Torch-Pruning"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for item in timings:
-        phases = [f"{value:.2f}" for value in (item.capture, item.compile, item.speedup, item.per_node)]
+        phases = [
+            f"{value:.2f}" for value in (item.capture, item.compile, item.speedup, item.full, item.per_node)
+        ]
         other = "" if item.torch_pruning is None else f"{item.torch_pruning:.2f}"
         table.add_row(item.model, str(item.nodes), *phases, other)
     return table
@@ -153,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, build, images in subjects(options.zoo, options.quick):
         timings.append(time_compiler(name, build, images, options.repeats))
         rows = [asdict(item) | {"per_node_ms": item.per_node} for item in timings]
-        write_json(options.json, {"benchmark": "compiler_speed", "machine": machine_facts(), "rows": rows})
+        record = {"benchmark": "compiler_speed", "machine": machine_facts(), "summary": summary_of(timings)}
+        write_json(options.json, record | {"rows": rows})
         console.print(f"{name}: speedup {timings[-1].speedup:.2f} s", markup=False)
     console.print(table_of(timings))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.compiler_speed import Timing, conv_chain
+from benchmarks.compiler_speed import Timing, conv_chain, summary_of
 from benchmarks.compiler_speed import table_of as speed_table
 from benchmarks.latency import Comparison, at_widths_of, compare, record_of, table_of, training_step
 from fxcompress.graph.cost import Latency
@@ -53,6 +53,14 @@ def test_chains_are_as_long_and_wide_as_asked() -> None:
     chain = conv_chain(3, 16)
     assert [m.out_channels for m in chain.modules() if isinstance(m, nn.Conv2d)] == [16, 16, 16]
     assert chain(torch.randn(1, 3, 8, 8)).shape == (1, 10)
-    timing = Timing("chain", 100, 1.0, 1.5, 0.5, None)
-    assert timing.per_node == 5.0
-    assert speed_table([timing]).row_count == 1
+
+
+def test_growth_is_linear_where_seconds_follow_the_nodes() -> None:
+    short = Timing("chain of 10, width 64", 100, 9, 1.0, 1.5, 0.5, 3.0, None)
+    long = Timing("chain of 800, width 64", 8000, 9, 1.0, 1.5, 40.0, 3.0, 20.0)
+    assert short.per_node == 5.0
+    assert speed_table([short, long]).row_count == 2
+    facts = summary_of([short, long])
+    assert facts["growth in nodes"] == 1.0
+    assert facts["growth in parameters"] is None
+    assert facts["least"] == ("chain of 800, width 64", 0.5)
