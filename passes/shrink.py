@@ -26,7 +26,7 @@ from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools
 from fxcompress.rules.flow import Flow
 from fxcompress.rules.rewrite import Shrink
-from fxcompress.rules.values import Values
+from fxcompress.rules.values import Values, uniform_slices
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Shrunk:
 def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> Shrunk:
     """Remove everything ``kept`` leaves out of ``module``."""
     editor = Shrink(module, flow, values, kept)
+    editor.again = _more_is_uniform(editor)
     for node in list(module.graph.nodes):
         call = call_of(node)
         rule = None if call is None else registry.rule_for(call)
@@ -68,6 +69,24 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
     module.graph.lint()
     module.recompile()
     return Shrunk(editor.folded, editor.again)
+
+
+def _more_is_uniform(editor: Shrink) -> bool:
+    """Whether a known tensor has slices that are constant in what is left of it, and were not before."""
+    for ref, dim in editor.values.asked():
+        value = editor.values.known(ref)
+        if value is None or not editor.changed(ref):
+            continue
+        before = editor.values.slices(ref, dim)
+        after = uniform_slices(_sliced(value, editor.axes(ref), editor), dim)
+        if after is None:
+            continue
+        if before is None:
+            return True
+        before = _sliced(before, (editor.axes(ref)[dim],), editor)
+        if bool((before.isnan() & ~after.isnan()).any()):
+            return True
+    return False
 
 
 def _bake_masks(editor: Shrink) -> None:

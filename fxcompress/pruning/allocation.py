@@ -33,7 +33,7 @@ def choose_units(
 
     A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible
     units made by the same layers are ranked together by the sum of these layers' scores; of ``n`` of them
-    ``floor(s · n)`` go, ``s`` being the smallest sparsity of these layers. No axis loses its last slice.
+    ``floor(s · n)`` go, ``s`` being the smallest sparsity of these layers. Every axis keeps its ``least``.
     """
     number = len(units.fixed)
     total = np.zeros(number)
@@ -49,7 +49,7 @@ def choose_units(
         if makers_of_unit:
             classes[tuple(makers_of_unit)].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
-    tables = _Tables(units)
+    tables = _Tables(flow, units)
     notes: dict[int, str] = {}
     for who, members in classes.items():
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
@@ -62,38 +62,48 @@ def choose_units(
                 notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
             continue
         _prune_lowest(tables, np.asarray(eligible), total, _share(who, layers, len(eligible)), pruned)
-    _choose_totals(units, layers, total, foreign, pruned)
+    _choose_totals(tables, units, layers, total, foreign, pruned)
     touched = {i for unit in np.flatnonzero(pruned).tolist() for i in makers[unit]}
     return pruned, [note for index, note in sorted(notes.items()) if index not in touched]
 
 
 class _Tables:
-    """Which units every axis consists of, to see to it that no axis loses its last slice."""
+    """Which units every axis consists of, to see to it that each keeps the slices it must."""
 
-    def __init__(self, units: Units) -> None:
-        self._units = [np.unique(labels) for labels in units.labels.values()]
-        self._of: dict[int, list[int]] = defaultdict(list)
-        for index, members in enumerate(self._units):
-            for unit in members.tolist():
-                self._of[unit].append(index)
+    def __init__(self, flow: Flow, units: Units) -> None:
+        self._axes: list[tuple[Ints, Ints, int]] = []  # units, how many slices each has, how many must stay
+        self.of: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        """unit → the axes it is part of (by index), with its number of slices there."""
+        least = {id(axis): axis.least for axis in flow.map.roots()}
+        for index, (key, labels) in enumerate(units.labels.items()):
+            members, counts = np.unique(labels, return_counts=True)
+            self._axes.append((members, counts, least[key]))
+            for unit, count in zip(members.tolist(), counts.tolist(), strict=True):
+                self.of[unit].append((index, count))
 
-    def emptied(self, pruned: Bools, candidates: Ints) -> Ints:
-        """For each axis that would lose all its slices, its units (one array after the other)."""
-        axes = {index for unit in candidates.tolist() for index in self._of[unit]}
-        empty = [self._units[i] for i in sorted(axes) if pruned[self._units[i]].all()]
-        return empty[0] if empty else np.zeros(0, dtype=np.int64)
+    def room(self, pruned: Bools) -> list[int]:
+        """How many more slices each axis may lose."""
+        return [int(counts[~pruned[units]].sum()) - least for units, counts, least in self._axes]
+
+    def short(self, pruned: Bools, candidates: Ints) -> Ints:
+        """The units of the first axis that would keep fewer slices than it must, none if there is no such."""
+        for index in sorted({index for unit in candidates.tolist() for index, _ in self.of[unit]}):
+            units, counts, least = self._axes[index]
+            if counts[~pruned[units]].sum() < least:
+                return units
+        return np.zeros(0, dtype=np.int64)
 
 
 def _prune_lowest(tables: _Tables, eligible: Ints, total: Floats, count: int, pruned: Bools) -> None:
-    """Prune the ``count`` lowest-scoring eligible units, sparing the best of any axis that would vanish."""
+    """Prune the ``count`` lowest-scoring eligible units, sparing the best where an axis falls short."""
     while len(eligible):
         gone = eligible[
             ~keep_lowest_out(torch.from_numpy(total[eligible]), min(count, len(eligible))).numpy()
         ]
         trial = pruned.copy()
         trial[gone] = True
-        vanishing = tables.emptied(trial, gone)
-        own = vanishing[np.isin(vanishing, gone)]
+        short = tables.short(trial, gone)
+        own = short[np.isin(short, gone)]
         if not len(own):
             pruned[:] = trial
             return
@@ -129,7 +139,7 @@ def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, 
 
 
 def _choose_totals(
-    units: Units, layers: list[Layer], total: Floats, foreign: dict[int, str], pruned: Bools
+    tables: _Tables, units: Units, layers: list[Layer], total: Floats, foreign: dict[int, str], pruned: Bools
 ) -> None:
     """Rank the eligible units of all layers of one ``total_sparsity`` entry together."""
     entries: dict[int, list[Layer]] = defaultdict(list)
@@ -151,14 +161,18 @@ def _choose_totals(
         for labels, _ in room:
             for unit in np.unique(labels).tolist():
                 makers[unit] += 1
-        left = [min(int(most), len(labels) - 1) for labels, most in room]
+        left = [int(most) for _, most in room]
+        everywhere = tables.room(pruned)
         for unit in sorted(candidates, key=lambda u: (total[u] / makers[u], u)):
             rows = [int((labels == unit).sum()) for labels, _ in room]
             fits = all(n <= k for n, k in zip(rows, left, strict=True))
+            fits = fits and all(count <= everywhere[axis] for axis, count in tables.of[unit])
             if share[unit] > budget or not fits:
                 continue
             budget -= share[unit]
             left = [k - n for n, k in zip(rows, left, strict=True)]
+            for axis, count in tables.of[unit]:
+                everywhere[axis] -= count
             pruned[unit] = True
 
 

@@ -29,15 +29,19 @@ Ints = NDArray[np.int64]
 
 
 class Axis:
-    """One dimension, shared by all tensors it passes through unchanged (a union-find node)."""
+    """One dimension, shared by all tensors it passes through unchanged (a union-find node).
 
-    __slots__ = ("_parent", "dynamic", "frozen", "needed", "size")
+    ``least`` slices must be left of it whichever are pruned (an unbiased variance of one is no number).
+    """
+
+    __slots__ = ("_parent", "dynamic", "frozen", "least", "needed", "size")
 
     def __init__(self, size: int, dynamic: bool = False) -> None:
         self.size = size
         self.dynamic = dynamic
         self.frozen: Obstacle | None = None
         self.needed: list[Ints] = []
+        self.least = 1
         self._parent: Axis | None = None
 
     def find(self) -> Axis:
@@ -61,6 +65,7 @@ class Axis:
         a.frozen = a.frozen or b.frozen
         a.dynamic = a.dynamic or b.dynamic
         a.needed += b.needed
+        a.least = max(a.least, b.least)
 
 
 @dataclass(frozen=True)

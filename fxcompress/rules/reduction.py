@@ -120,6 +120,15 @@ for _op in ("all", "argmax", "argmin", "logsumexp", "var_mean", "std_mean"):
 class Variance(Mean):
     """Variance and standard deviation; those of a constant slice are zero."""
 
+    def reduced(self, call: Call, flow: Flow, dims: list[int]) -> None:
+        super().reduced(call, flow, dims)
+        correction, unbiased = call.get("correction"), call.get("unbiased")
+        less = (1 if unbiased is None else int(unbiased)) if correction is None else correction
+        reduced = [flow.axes(operand(call))[d] for d in dims]
+        if sum(axis.size > 1 for axis in reduced) == 1:
+            for root in (axis.find() for axis in reduced):
+                root.least = min(root.size, max(root.least, math.floor(less) + 1))
+
     def of_constant(self, call: Call, given: torch.Tensor) -> torch.Tensor | None:
         return zeros(given)
 

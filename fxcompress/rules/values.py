@@ -47,7 +47,7 @@ class Values:
         key = (ref, dim)
         if key not in self._slices:
             value = self.known(ref)
-            self._slices[key] = None if value is None else _uniform_slices(value, dim)
+            self._slices[key] = None if value is None else uniform_slices(value, dim)
         return self._slices[key]
 
     def whole(self, ref: Ref) -> float | None:
@@ -94,6 +94,10 @@ class Values:
         if node not in self._once:
             self._once[node] = make()
         return self._once[node]  # type: ignore[no-any-return]
+
+    def asked(self) -> list[tuple[Ref, int]]:
+        """The known tensors, with a dimension, whose slices a rule has asked for."""
+        return [(ref, dim) for ref, dim in self._slices if self.known(ref) is not None]
 
     # -- answering -----------------------------------------------------------------------------------------
     def set(self, node: fx.Node, dim: int, constants: Tensor | None, index: int | None = None) -> None:
@@ -143,7 +147,10 @@ def _merged(known: Tensor | None, more: Tensor) -> Tensor:
     return more if known is None else torch.where(known.isnan(), more, known)
 
 
-def _uniform_slices(value: Tensor, dim: int) -> Tensor | None:
+def uniform_slices(value: Tensor, dim: int) -> Tensor | None:
+    """The number that each slice of ``value`` along ``dim`` consists of (float64, NaN where there are
+    several), or ``None`` if no slice does.
+    """
     if value.dtype.is_complex or value.numel() == 0 or value.dim() == 0:
         return None
     flat = value.movedim(dim, 0).reshape(value.shape[dim], -1)
