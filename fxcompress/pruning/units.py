@@ -8,6 +8,7 @@ whole units are removed completely.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,20 +36,18 @@ class Units:
 def find_units(flow: Flow) -> Units:
     """Group all slices of all axes into units (connected components, vectorized)."""
     axes = [a for a in flow.map.roots() if not a.dynamic]
-    offsets = dict(
-        zip((id(a) for a in axes), np.cumsum([0, *(a.size for a in axes)])[:-1].tolist(), strict=True)
-    )
-    total = sum(a.size for a in axes)
+    products = _without_batch(flow)
+    sizes = {id(a): a.size for a in axes} | {id(p.whole): p.whole.size for p in products}
+    offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
+    total = sum(sizes.values())
     left: list[Ints] = []
     right: list[Ints] = []
     must, free = _structure(flow, axes)
-    while _freeze_spanning(flow, free):
+    while _freeze_spanning(products, free):
         must, free = _structure(flow, axes)
-    for relation in flow.map.relations:
-        if isinstance(relation, Link):
-            pair = _link_edges(relation, offsets)
-        else:
-            pair = _product_edges(relation, offsets, free)
+    links = (r for r in flow.map.relations if isinstance(r, Link))
+    edges = [_link_edges(link, offsets) for link in links]
+    for pair in edges + [_product_edges(product, offsets, free) for product in products]:
         if pair is not None:
             left.append(pair[0])
             right.append(pair[1])
@@ -73,14 +72,40 @@ def _structure(flow: Flow, axes: list[Axis]) -> tuple[dict[int, Bools], dict[int
     return must, {id(a): int((~must[id(a)]).sum()) for a in axes}
 
 
-def _freeze_spanning(flow: Flow, free: dict[int, int]) -> bool:
+def _without_batch(flow: Flow) -> list[Product]:
+    """The products; where the batch is one of several factors, that of the others, its whole a stand-in.
+
+    Products of one whole, into batch and heads here and there, so tie their factors to each other. A whole
+    that takes the batch apart in two ways freezes the factors instead.
+    """
+    products = [p for p in flow.map.relations if isinstance(p, Product)]
+    found: list[Product] = []
+    stand_ins: dict[int, tuple[Axis, tuple[bool, ...]]] = {}
+    for product in products:
+        whole = product.whole.find()
+        if not whole.dynamic:
+            found.append(product)
+            continue
+        still = tuple(f for f in product.factors if not f.find().dynamic)
+        if not still:
+            continue
+        ends = tuple(f.find().dynamic for f in (product.factors[0], product.factors[-1]))
+        size = math.prod(f.size for f in still)
+        stand_in, same = stand_ins.setdefault(id(whole), (Axis(size), ends))
+        if len(still) == len(product.factors) - 1 and any(ends) and same == ends and stand_in.size == size:
+            found.append(Product(stand_in, still))
+            continue
+        for factor in (f.find() for f in still):
+            factor.frozen = factor.frozen or Obstacle("", "its slices are merged with the batch")
+    return found
+
+
+def _freeze_spanning(products: list[Product], free: dict[int, int]) -> bool:
     """Freeze the factors that some product is not divided along: masks for a unit of theirs would leave that
     product's channels unmasked. Returns whether there were any.
     """
     found = False
-    for product in flow.map.relations:
-        if not isinstance(product, Product) or id(product.whole.find()) not in free:
-            continue
+    for product in products:
         factors = [f.find() for f in product.factors]
         active = _active(factors, free)
         for index, factor in enumerate(factors):

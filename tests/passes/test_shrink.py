@@ -93,3 +93,18 @@ def test_nothing_masked_leaves_everything() -> None:
     assert operators(small) == ["linear", "relu", "linear"]
     assert weight_shape(small, "0") == (4, 3)
     assert fxcompress.speedup(small).report.kept == ()
+
+
+def test_what_becomes_uniform_by_losing_slices_is_folded_too() -> None:
+    """Only the last row is read: what is left of the learned rows is one number per channel, a constant."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        rows = m.rows.expand(x.shape[0], -1, -1)
+        return m.b(m.a(rows)[:, -1] + x)  # type: ignore[no-any-return]
+
+    model = Function(forward, a=nn.Linear(5, 6), b=nn.Linear(6, 2))
+    model.rows = nn.Parameter(torch.ones(1, 3, 5))
+    x = image(4, 6)
+    small = shrunk(model, x, {"a": {"rows": [1]}})
+    assert tuple(small.get_parameter("rows").shape) == (1, 1, 1)
+    assert weight_shape(small, "a") == (6, 1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import fxcompress
 from fxcompress.graph.module import CompiledModule
 from fxcompress.pruning import get_masks
-from tests.helpers import Function, check_exact, compiled, image, relative_error, run, weight_shape
+from tests.helpers import Function, check_exact, compiled, image, ready, relative_error, run, weight_shape
 
 
 def gone(module: CompiledModule, layer: str, parameter: str = "weight") -> list[int]:
@@ -136,6 +136,37 @@ def test_masks_of_single_layers_need_not_agree() -> None:
     assert gone(module, "a") != gone(module, "c")
     small = fxcompress.speedup(module)
     assert relative_error(run(small, module.example_inputs[0]), run(module, module.example_inputs[0])) < 1e-4
+
+
+def test_heads_merged_with_the_batch_and_taken_apart_again_are_the_same_heads() -> None:
+    """The layer that mixes them is not selected: what it reads of a pruned head is masked."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        q, k = (layer(x).view(x.shape[0], x.shape[1], 4, 3).transpose(1, 2) for layer in (m.q, m.k))
+        scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2)
+        return m.mix(torch.sigmoid(scores).view(x.shape[0], 4, x.shape[1], -1))  # type: ignore[no-any-return]
+
+    model = Function(forward, q=nn.Linear(6, 12), k=nn.Linear(6, 12), mix=nn.Conv2d(4, 3, 1))
+    inputs = image(3, 5, 6)
+    module = compiled(model, inputs, exclude_op_names=["mix"])
+    assert len(gone(module, "q")) == 6
+    small = fxcompress.speedup(module, inputs)
+    assert weight_shape(small, "q") == (6, 6)
+
+
+def test_an_unbiased_variance_keeps_two_channels() -> None:
+    """That of one channel is no number."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.head((y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True) + 1e-3).sqrt())  # type: ignore[no-any-return]
+
+    model = Function(forward, a=nn.Linear(4, 6), head=nn.Linear(6, 2))
+    for key in ("sparsity", "total_sparsity"):
+        config = [{key: 0.9, "exclude_op_names": ["head"]}]
+        module = fxcompress.compile(ready(model), config, image(3, 4))
+        assert len(gone(module, "a")) == 4
+        assert bool(module(image(3, 4)).isfinite().all())
 
 
 def test_statistics_of_a_normalization_run_over_the_kept_channels() -> None:
