@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_masks_of_single_layers_need_not_agree() -> None:
 def test_heads_merged_with_the_batch_and_taken_apart_again_are_the_same_heads() -> None:
     """The layer that mixes them is not selected: what it reads of a pruned head is masked."""
 
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         q, k = (layer(x).view(x.shape[0], x.shape[1], 4, 3).transpose(1, 2) for layer in (m.q, m.k))
         scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2)
         return m.mix(torch.sigmoid(scores).view(x.shape[0], 4, x.shape[1], -1))  # type: ignore[no-any-return]
@@ -157,7 +158,7 @@ def test_heads_merged_with_the_batch_and_taken_apart_again_are_the_same_heads() 
 def test_an_unbiased_variance_keeps_two_channels() -> None:
     """That of one channel is no number."""
 
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         y = m.a(x)
         return m.head((y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True) + 1e-3).sqrt())  # type: ignore[no-any-return]
 
