@@ -50,8 +50,10 @@ def compile(
             ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
             first layers when omitted (``.notes`` says which).
-        data: batches for algorithms that need them; the ones available so far rank weights alone and read
-        none. loss_fn: ``loss_fn(output, batch)`` for algorithms that need gradients; likewise.
+        data: an iterable of batches for algorithms that measure activations or gradients (``"taylor"``,
+            ``"apoz"``, ...). A batch is a tensor, a dict of the model's keyword inputs (others are left out),
+            or a tuple that begins with the model's inputs.
+        loss_fn: ``loss_fn(output, batch)``, a scalar, for algorithms that need gradients.
         dependency_aware: choose coupled channels together, so that ``speedup`` can remove everything masked.
             ``False`` masks each layer on its own.
 
@@ -77,7 +79,10 @@ def compile(
     for name, settings in selection.pruning.items():
         by_pruner[settings.pruner][name] = settings
     for pruner, chosen in by_pruner.items():
-        PRUNERS[pruner].apply(module, chosen, dependency_aware=dependency_aware)
+        algorithm = PRUNERS[pruner](
+            model, selection, dependency_aware=dependency_aware, data=data, loss_fn=loss_fn
+        )
+        algorithm.attach(module, chosen)
     return module
 
 

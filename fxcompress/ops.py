@@ -1,10 +1,10 @@
 """Runtime functions that appear as ``call_function`` nodes in fxcompress graphs.
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
-expression (``call``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``,
-``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without
-(``gather_channels``, ``scatter_channels``), and normalizations and statistics that run over the kept channels
-only.
+expression (``call``), values that are looked at (``observe``), randomness and statistics that follow
+``train()``/``eval()`` (``dropout``, ``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels
+that one layer alone does without (``gather_channels``, ``scatter_channels``), and normalizations and
+statistics that run over the kept channels only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ def call(module: nn.Module, x: Tensor, **parameters: Tensor) -> Tensor:
     The module's hooks, buffers (running statistics) and ``training`` flag behave as in ``module(x)``.
     """
     return torch.func.functional_call(module, parameters, (x,))  # type: ignore[no-any-return]
+
+
+def observe(x: Tensor, observer: nn.Module) -> Tensor:
+    """Show ``x`` to ``observer``, which computes no gradient, and pass it on."""
+    with torch.no_grad():
+        observer(x.detach())
+    return x
 
 
 def dropout(input: Tensor, p: float, owner: nn.Module) -> Tensor:

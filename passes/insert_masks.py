@@ -11,8 +11,8 @@ repeated calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,14 +25,16 @@ from fxcompress.graph.module import CompiledModule, erase_unread, free_name, get
 from fxcompress.graph.shapes import info
 
 
-def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
-    """Mask parameters of ``module`` in place.
+def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor], *, replace: bool = False) -> None:
+    """Mask parameters of ``module`` in place. Masks that parameters have already are written to, not renewed.
 
     Args:
         masks: qualified parameter name → mask of the parameter's shape (or one that expands to it).
+        replace: the masks given take the place of those the parameters had; otherwise both hold.
     """
     fresh: dict[int, str] = {}
     known = _holders(module)
+    old = set(known) if replace else set()
     for name, mask in masks.items():
         parameter = get_tensor(module, name)
         full = mask.to(dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
@@ -43,13 +45,52 @@ def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
             known[id(parameter)] = owner, f"{attribute}_mask"
             fresh[id(parameter)] = name
         else:
-            # Masked before, or under another name it is tied to: both masks hold.
+            # Masked before, or under another name it is tied to.
             owner, attribute = known[id(parameter)]
-            owner._buffers[attribute] = owner.get_buffer(attribute) * full
+            buffer = owner.get_buffer(attribute)
+            buffer.copy_(full if id(parameter) in old else buffer * full)
+            old.discard(id(parameter))
     if fresh:
         _multiply(module, fresh)
-    module.graph.lint()
-    module.recompile()
+        module.graph.lint()
+        module.recompile()
+
+
+def reset_masks(module: CompiledModule) -> None:
+    """Let every mask of ``module``, on parameters, activations and statistics, keep everything."""
+    for _, buffer in _mask_buffers(module):
+        buffer.fill_(1)
+
+
+def read_masks(module: CompiledModule) -> dict[str, Tensor]:
+    """A copy of every mask of ``module`` by its name in the state dict."""
+    return {name: buffer.detach().clone() for name, buffer in _mask_buffers(module)}
+
+
+def _mask_buffers(module: CompiledModule) -> Iterator[tuple[str, Tensor]]:
+    """The masks that this pass inserted, by the nodes that read them."""
+    names: dict[str, None] = {}
+    for node in module.graph.nodes:
+        if "masked_parameter" in node.meta or "activation_mask" in node.meta:
+            names[str(node.args[1].target)] = None
+        elif node.target in ops.RESTRICTED.values():
+            names[_statistics_mask(node)] = None
+    for name in names:
+        yield name, get_tensor(module, name)
+
+
+def _statistics_mask(node: fx.Node) -> str:
+    return str(cast(fx.Node, node.args[1]).target)
+
+
+def _combined(owner: nn.Module, attribute: str, mask: Tensor) -> None:
+    """Let ``mask`` hold besides the buffer's own, in place where that has its shape."""
+    buffer = owner.get_buffer(attribute)
+    product = buffer * mask.to(dtype=buffer.dtype, device=buffer.device)
+    if product.shape == buffer.shape:
+        buffer.copy_(product)
+    else:
+        owner._buffers[attribute] = product
 
 
 def _holders(module: CompiledModule) -> dict[int, tuple[nn.Module, str]]:
@@ -128,7 +169,13 @@ def _product(module: CompiledModule, products: dict[str, fx.Node], name: str, be
 def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask: Tensor) -> fx.Node:
     """Multiply what ``user`` reads of ``source`` (an activation, or a weight computed from parameters) by
     ``mask``, which broadcasts to it; returns the product node.
+
+    Where ``source`` is itself such a product for ``user`` alone, its mask takes this one besides its own.
     """
+    own = source.meta.get("activation_mask")
+    if own is not None and list(source.users) == [user]:
+        _combined(module, own, mask)
+        return source
     facts = info(source)
     if facts is None:
         raise PassError(f"{source} yields no single tensor to mask")
@@ -201,6 +248,10 @@ def restrict_statistics(module: CompiledModule, node: fx.Node, mask: Tensor) -> 
     ``mask`` has one dimension for each one the statistics run over (``[channels]`` of a GroupNorm), of its
     size or 1.
     """
+    if node.target in ops.RESTRICTED.values():
+        owner, _, attribute = _statistics_mask(node).rpartition(".")
+        _combined(module.get_submodule(owner), attribute, mask)
+        return
     call = call_of(node)
     if call is None or call.op not in ops.RESTRICTED:
         raise PassError(f"{node}: the statistics of {None if call is None else call.op} cannot be restricted")

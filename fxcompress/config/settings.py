@@ -22,6 +22,10 @@ class PruningSettings:
     granularity: Granularity = "default"
     sources: Mapping[str, int] = field(default_factory=dict, hash=False)
 
+    def given(self) -> dict[str, Any]:
+        """The keys that config entries gave, with their values."""
+        return {key: getattr(self, key) for key in self.sources}
+
 
 @dataclass(frozen=True)
 class QuantSettings:

@@ -18,6 +18,7 @@ from fxcompress.rules.flow import Flow
 from fxcompress.rules.registry import rule_for
 
 Floats = NDArray[np.float64]
+_GROUP_SCORES = {"sum": np.add, "mean": np.add, "max": np.maximum}
 
 
 def normalized(scores: Tensor) -> Tensor:
@@ -27,22 +28,26 @@ def normalized(scores: Tensor) -> Tensor:
 
 
 def choose_units(
-    flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor]
+    flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor], group_score: str = "sum"
 ) -> tuple[Bools, list[str]]:
     """The units to prune (``bool[units]``), and notes on layers that cannot lose channels.
 
     A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible
-    units made by the same layers are ranked together by the sum of these layers' scores; of ``n`` of them
-    ``floor(s · n)`` go, ``s`` being the smallest sparsity of these layers. Every axis keeps its ``least``.
+    units made by the same layers are ranked together by the sum (``group_score``: or mean, or maximum) of
+    the scores of their channels; of ``n`` of them ``floor(s · n)`` go, ``s`` being the smallest sparsity of
+    these layers. Every axis keeps its ``least``.
     """
     number = len(units.fixed)
-    total = np.zeros(number)
+    total, count = np.zeros(number), np.zeros(number)
     makers: list[list[int]] = [[] for _ in range(number)]
     for index, (layer, score) in enumerate(zip(layers, scores, strict=True)):
         labels = units.of(layer.outputs)
-        np.add.at(total, labels, score.double().cpu().numpy())
+        _GROUP_SCORES[group_score].at(total, labels, score.double().cpu().numpy())
+        np.add.at(count, labels, 1)
         for unit in np.unique(labels).tolist():
             makers[unit].append(index)
+    if group_score == "mean":
+        total /= np.maximum(count, 1)
     foreign = _foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for unit, makers_of_unit in enumerate(makers):
@@ -176,19 +181,26 @@ def _choose_totals(
             pruned[unit] = True
 
 
-def choose_global(scores: list[Tensor], weights: list[int], total: float, most: float | None) -> list[Tensor]:
-    """Per layer the filters kept (bool) when all filters are ranked together.
+def choose_global(
+    scores: list[Tensor], weights: list[int], total: float, most: float | None, *, last: bool = False
+) -> list[Tensor]:
+    """Per layer the pieces kept (``bool``) when the pieces of all layers are ranked together.
 
-    ``weights`` is the number of weights per filter; filters go, lowest score first, while at most ``total``
-    of all weights are masked and no layer loses more than ``most`` of its filters (nor its last one).
+    ``weights`` is the number of weights per piece of each layer. Pieces go, lowest score first and ties to
+    the earlier layer and index, until the next one would exceed ``total`` of all weights; no layer loses
+    more than ``most`` of its pieces, nor its last one unless ``last``.
     """
-    kept = [torch.ones(len(s), dtype=torch.bool) for s in scores]
-    left = [min(math.floor((1.0 if most is None else most) * len(s)), len(s) - 1) for s in scores]
-    budget = total * sum(len(s) * w for s, w in zip(scores, weights, strict=True))
-    ranked = sorted((float(v), i, k) for i, s in enumerate(scores) for k, v in enumerate(s.tolist()))
-    for _, layer, row in ranked:
-        if left[layer] > 0 and weights[layer] <= budget:
-            kept[layer][row] = False
-            left[layer] -= 1
-            budget -= weights[layer]
-    return kept
+    open_to_go = []
+    for score in scores:
+        limit = math.floor((1.0 if most is None else most) * len(score))
+        eligible = ~keep_lowest_out(score, limit if last else min(limit, len(score) - 1))
+        open_to_go.append(torch.where(eligible, score.double().cpu(), torch.inf))
+    flat = torch.cat(open_to_go)
+    size = torch.cat(
+        [torch.full((len(s),), w, dtype=torch.float64) for s, w in zip(scores, weights, strict=True)]
+    )
+    order = torch.argsort(flat, stable=True)
+    fits = (size[order].cumsum(0) <= total * size.sum() + 1e-9) & flat[order].isfinite()
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[order[fits]] = False
+    return list(kept.split([len(s) for s in scores]))

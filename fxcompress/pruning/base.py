@@ -1,7 +1,12 @@
-"""The abstract bases of all pruners.
+"""``Pruner``: the abstract base of all pruners, and their life in a training loop.
 
     pruner = L1FilterPruner(model, [{"sparsity": 0.5, "op_types": ["Conv2d"]}], optimizer)
     model = pruner.compress()              # an fx.GraphModule with masks; train it
+    for epoch in range(epochs):
+        pruner.update_epoch(epoch)
+        for batch in batches:
+            ...
+            optimizer.step()               # masks that change by the step are recomputed here
     pruner.export_model("weights.pt", "masks.safetensors", "model.onnx", (1, 3, 224, 224))
 
 ``fxcompress.compile`` is the short way through the same classes.
@@ -9,14 +14,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fxcompress.config import Selection, known_pruners, parse, select, targets_of_model
 from fxcompress.config.registry import PRUNABLE
@@ -24,16 +29,20 @@ from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule
-from fxcompress.passes.axes import analyze_axes
-from fxcompress.passes.insert_masks import insert_masks
-from fxcompress.pruning.allocation import choose_global, choose_units, normalized
-from fxcompress.pruning.coupled import mask_units
-from fxcompress.pruning.layers import Layer, find_layers, keep_lowest_out
-from fxcompress.pruning.units import find_units
+from fxcompress.passes.insert_masks import insert_masks, reset_masks
+from fxcompress.pruning.summary import mask_table
+from fxcompress.pruning.wrapper import Wrapper
+
+LossFn = Callable[[Any, Any], Tensor]
+ActivationCollector = Callable[[Wrapper, Any, Any], None]
 
 
-class Pruner(ABC):
-    """Chooses masks for the layers that the config list gives to this algorithm."""
+class Pruner:
+    """Chooses masks for the layers that the config list gives to this algorithm.
+
+    A subclass overrides ``calc_mask``, which is asked for every selected layer when the masks are first
+    inserted and after every step of the optimizer; or ``choose``, which masks all layers at once.
+    """
 
     name: ClassVar[str]
     """The name of the algorithm in a config list."""
@@ -43,52 +52,183 @@ class Pruner(ABC):
     def __init__(
         self,
         model: nn.Module,
-        config_list: list[dict[str, Any]],
+        config_list: list[dict[str, Any]] | Selection,
         optimizer: torch.optim.Optimizer | None = None,
         *,
         example_inputs: Any = None,
         dependency_aware: bool = True,
+        data: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
     ) -> None:
         """Validate the config list (nothing is traced yet).
 
         Args:
             model: the model to prune; left as it is, its parameters are shared with the compressed model.
-            config_list: see ``fxcompress.compile``; entries without ``pruner`` mean this algorithm.
-            optimizer: the optimizer that trains the model; algorithms that rank once do not use it.
+            config_list: see ``fxcompress.compile``; entries without ``pruner`` mean this algorithm. Or what
+                has been selected by one.
+            optimizer: the optimizer that trains the model: its steps drive masks that change by the step.
             example_inputs: see ``fxcompress.compile``.
             dependency_aware: choose coupled channels together, so that all masks can be removed.
+            data: batches for algorithms that measure activations or gradients, see ``fxcompress.compile``.
+            loss_fn: ``loss_fn(output, batch)`` for algorithms that need gradients.
 
         Raises:
             ConfigError: naming the entry, the key, what was expected and what was given.
         """
-        named = [{"pruner": self.name, **e} if isinstance(e, dict) and _prunes(e) else e for e in config_list]
-        self.selection: Selection = select(
-            parse(named), targets_of_model(model), known_pruners(), captured=False
+        self.selection = (
+            config_list if isinstance(config_list, Selection) else self._select(model, config_list)
         )
         self.model = model
         self.optimizer = optimizer
         self.dependency_aware = dependency_aware
-        self._example_inputs = example_inputs
+        self.data = data
+        self.loss_fn = loss_fn
         self.bound_model: CompiledModule | None = None
+        self.settings: dict[str, PruningSettings] = {}
+        self.wrappers: list[Wrapper] = []
+        self.epoch = 0
+        self.steps = 0
+        self._example_inputs = example_inputs
+        self._collectors: dict[int, list[RemovableHandle]] = {}
 
+    # -- masks ---------------------------------------------------------------------------------------------
     def compress(self) -> CompiledModule:
         """Capture the model, insert the masks and return the masked module."""
-        self.bound_model = capture(self.model, self._example_inputs)
-        self.apply(self.bound_model, dict(self.selection.pruning), dependency_aware=self.dependency_aware)
-        return self.bound_model
+        module = capture(self.model, self._example_inputs)
+        self.attach(module, dict(self.selection.pruning))
+        if self.optimizer is not None:
+            self.optimizer.register_step_post_hook(lambda *_: self._after_step())
+        return module
 
-    @classmethod
-    @abstractmethod
-    def apply(
-        cls, module: CompiledModule, settings: dict[str, PruningSettings], *, dependency_aware: bool
-    ) -> None:
-        """Choose masks for the layers in ``settings`` and insert them into ``module``."""
+    def attach(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
+        """Insert masks for the layers in ``settings`` into the captured ``module``."""
+        self.bound_model = module
+        self.settings = settings
+        self.wrappers = [Wrapper(name, module.get_submodule(name), s) for name, s in settings.items()]
+        self.choose()
 
-    def update_epoch(self, epoch: int) -> None:  # noqa: B027
-        """Tell the pruner that an epoch begins. One-shot algorithms have nothing to do."""
+    def calc_mask(self, wrapper: Wrapper) -> Mapping[str, Tensor] | None:
+        """The masks of one layer, ``{"weight": 0/1 tensor, "bias": ...}``; ``None`` leaves them as they are.
 
-    def step(self) -> None:  # noqa: B027
-        """Tell the pruner that the optimizer stepped. One-shot algorithms have nothing to do."""
+        Tensors have their parameter's shape or broadcast to it. ``weight_mask`` and ``bias_mask`` are
+        accepted as keys too. Called after every optimizer step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} overrides neither calc_mask nor choose")
+
+    def choose(self) -> None:
+        """Choose and insert the masks of all layers: by default what ``calc_mask`` gives for each."""
+        self._set_masks({w.name: self.calc_mask(w) for w in self.wrappers})
+
+    def update_mask(self) -> None:
+        """Choose the masks anew; those chosen before no longer hold."""
+        reset_masks(self._bound("update_mask"))
+        self.choose()
+
+    def _set_masks(self, masks: Mapping[str, Mapping[str, Tensor] | None]) -> None:
+        """Put masks on layers by name; ``None`` keeps what a layer has."""
+        module = self._bound("calc_mask")
+        full: dict[str, Tensor] = {}
+        for layer, given in masks.items():
+            named = {key.removesuffix("_mask"): value for key, value in (given or {}).items()}
+            for key, mask in named.items():
+                parameter = module.get_submodule(layer)._parameters.get(key)
+                if parameter is None or not _fits(mask, parameter):
+                    expected = (
+                        "weight or bias" if parameter is None else f"a mask for {list(parameter.shape)}"
+                    )
+                    got = repr(key) if parameter is None else f"one of {list(mask.shape)}"
+                    raise FxcompressError(
+                        f"{type(self).__name__}.calc_mask({layer!r}): expected {expected}, got {got}"
+                    )
+                full[f"{layer}.{key}" if layer else key] = mask
+        insert_masks(module, full, replace=True)
+
+    # -- the training loop ---------------------------------------------------------------------------------
+    def update_epoch(self, epoch: int) -> None:
+        """Tell the pruner that epoch number ``epoch`` (from 0) begins."""
+        self.epoch = epoch
+
+    def step(self) -> None:
+        """Tell the pruner that a training step is done, where it was given no optimizer to watch."""
+        if self.optimizer is None:
+            self._after_step()
+
+    def _after_step(self) -> None:
+        self.steps += 1
+        self.stepped()
+
+    def stepped(self) -> None:
+        """React to a training step; by default ``calc_mask`` is asked again where a subclass has one."""
+        if type(self).calc_mask is not Pruner.calc_mask:
+            self._set_masks({w.name: self.calc_mask(w) for w in self.wrappers})
+
+    # -- what an algorithm of one's own needs --------------------------------------------------------------
+    def set_wrappers_attribute(self, name: str, value: Any) -> None:
+        """Set an attribute on every wrapper; of a tensor each gets a copy of its own."""
+        for wrapper in self.wrappers:
+            setattr(wrapper, name, value.detach().clone() if isinstance(value, Tensor) else value)
+
+    def add_activation_collector(self, collector: ActivationCollector) -> int:
+        """Call ``collector(wrapper, inputs, output)`` whenever a selected layer runs.
+
+        Returns:
+            An id for ``remove_activation_collector``.
+        """
+        self._bound("add_activation_collector")
+        handles = [
+            w.module.register_forward_hook(lambda _, inputs, output, w=w: collector(w, inputs, output))
+            for w in self.wrappers
+        ]
+        identity = max(self._collectors, default=-1) + 1
+        self._collectors[identity] = handles
+        return identity
+
+    def remove_activation_collector(self, identity: int) -> None:
+        """Stop calling the collector with that id.
+
+        Raises:
+            FxcompressError: if there is none.
+        """
+        if identity not in self._collectors:
+            known = ", ".join(map(str, self._collectors)) or "none"
+            raise FxcompressError(f"activation collector {identity!r}: no such id; in use: {known}")
+        for handle in self._collectors.pop(identity):
+            handle.remove()
+
+    # -- looking, saving -----------------------------------------------------------------------------------
+    def summary(self) -> Table:
+        """Sparsity of every selected layer: of its weights, and of whole output and input channels."""
+        return mask_table(self._bound("summary"), [w.name for w in self.wrappers])
+
+    def show_pruned_weights(self, dim: int = 0) -> dict[str, list[int]]:
+        """Print the summary; returns, by layer, the indices along ``dim`` of the weight that are kept."""
+        from rich.console import Console
+
+        Console().print(self.summary())
+        kept: dict[str, list[int]] = {}
+        for wrapper in self.wrappers:
+            mask = wrapper.weight_mask
+            if mask is not None:
+                rows = mask.movedim(dim, 0).flatten(1)
+                kept[wrapper.name] = (rows != 0).any(1).nonzero().flatten().tolist()
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the algorithm stands, for a checkpoint beside the model's own ``state_dict()``."""
+        return {"pruner": self.name, "epoch": self.epoch, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: call after ``compress()`` and before loading the model's state.
+
+        Raises:
+            FxcompressError: if the state is of another algorithm.
+        """
+        self._bound("load_state_dict")
+        if state.get("pruner") != self.name:
+            raise FxcompressError(
+                f"load_state_dict: the checkpoint is of pruner {state.get('pruner')!r}, this is {self.name!r}"
+            )
+        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
 
     def export_model(
         self,
@@ -105,76 +245,30 @@ class Pruner(ABC):
             onnx_path: the masked network as ONNX.
             input_shape: shape of the input for ``onnx_path``; the captured example input by default.
         """
-        if self.bound_model is None:
-            raise FxcompressError(f"{type(self).__name__}.export_model: call compress() first")
         from fxcompress.export.seeds import export_model  # the export layer lies above the algorithms
 
-        export_model(self.bound_model, model_path, mask_path, onnx_path, input_shape)
+        export_model(self._bound("export_model"), model_path, mask_path, onnx_path, input_shape)
 
-
-def _prunes(entry: dict[str, Any]) -> bool:
-    return any(key in entry for key in ("sparsity", "total_sparsity")) and not entry.get("exclude")
-
-
-class StructuredPruner(Pruner):
-    """Base of pruners that rank filters (output channels): a subclass gives the score."""
+    def _bound(self, method: str) -> CompiledModule:
+        if self.bound_model is None:
+            raise FxcompressError(f"{type(self).__name__}.{method}: call compress() first")
+        return self.bound_model
 
     @classmethod
-    @abstractmethod
-    def score(cls, filters: Tensor) -> Tensor:
-        """Importance of each filter, ``[n]``, from ``filters`` ``[n, weights per filter]``."""
+    def _select(cls, model: nn.Module, config_list: list[dict[str, Any]]) -> Selection:
+        named = [cls._named(e) if isinstance(e, dict) else e for e in config_list]
+        known = {**known_pruners(), cls.name: cls.op_types}
+        return select(parse(named, pruners=known), targets_of_model(model), known, captured=False)
 
     @classmethod
-    def apply(
-        cls, module: CompiledModule, settings: dict[str, PruningSettings], *, dependency_aware: bool
-    ) -> None:
-        """Mask the lowest-scoring filters, by coupled units or layer by layer."""
-        flow = analyze_axes(module, restrict=dependency_aware)
-        layers, missing = find_layers(module, flow, settings)
-        notes = [f"{name}: not pruned: {reason}" for name, reason in missing.items()]
-        scores = [normalized(cls.score(layer.filters().float())) for layer in layers]
-        if dependency_aware:
-            units = find_units(flow)
-            pruned, more = choose_units(flow, units, layers, scores)
-            notes += more
-            mask_units(module, flow, units, pruned)
-        else:
-            cls._apply_per_layer(module, layers, scores)
-        _report(module, notes)
-
-    @classmethod
-    def _apply_per_layer(cls, module: CompiledModule, layers: list[Layer], scores: list[Tensor]) -> None:
-        masks: dict[str, Tensor] = {}
-        for layers_, scores_, total in _by_entry(layers, scores):
-            if total is None:
-                layer, own = layers_[0], scores_[0]
-                kept = [keep_lowest_out(own, math.floor((layer.settings.sparsity or 0.0) * len(own)))]
-            else:
-                weights = [layer.filters().shape[1] for layer in layers_]
-                kept = choose_global(scores_, weights, total, layers_[0].settings.max_sparsity_per_layer)
-            for layer, rows in zip(layers_, kept, strict=True):
-                masks.update(layer.row_masks(module, rows))
-        insert_masks(module, masks)
+    def _named(cls, entry: dict[str, Any]) -> dict[str, Any]:
+        """The entry with this algorithm's name where it prunes and names none."""
+        prunes = any(key in entry for key in ("sparsity", "total_sparsity")) and not entry.get("exclude")
+        return {"pruner": cls.name, **entry} if prunes else entry
 
 
-def _by_entry(
-    layers: list[Layer], scores: list[Tensor]
-) -> list[tuple[list[Layer], list[Tensor], float | None]]:
-    """Layers ranked alone (``total`` None), and those that share one ``total_sparsity``."""
-    alone = [
-        ([a], [s], None) for a, s in zip(layers, scores, strict=True) if a.settings.total_sparsity is None
-    ]
-    together: dict[int, tuple[list[Layer], list[Tensor], float | None]] = {}
-    for layer, score in zip(layers, scores, strict=True):
-        if layer.settings.total_sparsity is not None:
-            key = layer.settings.sources["total_sparsity"]
-            group = together.setdefault(key, ([], [], layer.settings.total_sparsity))
-            group[0].append(layer)
-            group[1].append(score)
-    return [*alone, *together.values()]
-
-
-def _report(module: CompiledModule, notes: list[str]) -> None:
-    module.notes = (*module.notes, *notes)
-    for note in notes:
-        warnings.warn(f"fxcompress: {note}", stacklevel=4)
+def _fits(mask: Tensor, parameter: Tensor) -> bool:
+    try:
+        return tuple(torch.broadcast_shapes(mask.shape, parameter.shape)) == tuple(parameter.shape)
+    except RuntimeError:
+        return False

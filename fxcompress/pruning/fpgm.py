@@ -7,18 +7,17 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fxcompress.pruning.base import StructuredPruner
+from fxcompress.pruning.layers import Layer
+from fxcompress.pruning.scoring import FilterPruner
 
 
 @final
-class FPGMPruner(StructuredPruner):
-    """Score of filter ``f``: ``Σ_g ‖w_f − w_g‖₂``;
-    filters near the geometric median are nearest to all others.
-    """
+class FPGMPruner(FilterPruner):
+    """Score of filter ``f``: ``Σ_g ‖w_f − w_g‖₂``; filters near the geometric median are nearest to all."""
 
     name: ClassVar[str] = "fpgm"
 
-    @classmethod
-    def score(cls, filters: Tensor) -> Tensor:
-        """The sum of Euclidean distances of each row to all rows."""
+    def score(self, layer: Layer) -> Tensor:
+        """The sum of Euclidean distances of each filter to all filters."""
+        filters = layer.filters().float()
         return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

@@ -8,16 +8,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fxcompress.pruning.base import StructuredPruner
+from fxcompress.pruning.layers import Layer
+from fxcompress.pruning.scoring import ScoringPruner
 
 
 @final
-class L1FilterPruner(StructuredPruner):
+class L1FilterPruner(ScoringPruner):
     """Score of filter ``f``: ``Σ |w_f|``."""
 
     name: ClassVar[str] = "l1"
 
-    @classmethod
-    def score(cls, filters: Tensor) -> Tensor:
-        """The L1 norm of each row."""
-        return filters.abs().sum(1)
+    def importance(self, layer: Layer) -> Tensor:
+        """``|w|``."""
+        return layer.entries().abs()

@@ -6,16 +6,20 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fxcompress.pruning.base import StructuredPruner
+from fxcompress.pruning.layers import Layer
+from fxcompress.pruning.scoring import ScoringPruner
 
 
 @final
-class L2FilterPruner(StructuredPruner):
+class L2FilterPruner(ScoringPruner):
     """Score of filter ``f``: ``√(Σ w_f²)``."""
 
     name: ClassVar[str] = "l2"
 
-    @classmethod
-    def score(cls, filters: Tensor) -> Tensor:
-        """The L2 norm of each row."""
-        return filters.square().sum(1).sqrt()
+    def importance(self, layer: Layer) -> Tensor:
+        """``w²``."""
+        return layer.entries().square()
+
+    def score(self, layer: Layer) -> Tensor:
+        """The Euclidean norm of each filter."""
+        return super().score(layer).sqrt()

@@ -37,9 +37,13 @@ class Layer:
     bias_name: str | None
     outputs: Axis
 
+    def entries(self) -> Tensor:
+        """The weight as ``[groups, output channels, input channels, taps]``."""
+        return self.rule.canonical(self.call, self.weight)
+
     def filters(self) -> Tensor:
         """The weight as ``[output channels, weights per filter]``."""
-        return self.rule.canonical(self.call, self.weight).flatten(0, 1).flatten(1)
+        return self.entries().flatten(0, 1).flatten(1)
 
     def row_masks(self, module: CompiledModule, kept: Tensor) -> dict[str, Tensor]:
         """``masks``, the bias's too, that keep the output channels ``kept`` (``bool[outputs]``) only."""
@@ -101,7 +105,10 @@ def _layer(
     rule: WeightedRule,
 ) -> Layer:
     axes = flow.axes(call.node)
-    source, bias = call.args[rule.weight], call.get(rule.bias)
+    source, bias = (
+        flow.canonical(ref) if ref is not None else None
+        for ref in (call.args[rule.weight], call.get(rule.bias))
+    )
     weight = get_tensor(module, source) if isinstance(source, Reference) else None
     if weight is None and values is not None:
         weight = values.known(source)

@@ -156,12 +156,16 @@ class Flow:
         mask = call.get("mask")
         if mask is not None:
             value = get_tensor(self.root, mask)
+            if self.restrict:
+                self.map.restricted[call.node] = tuple(dims)
             for offset, (dim, axis) in enumerate(zip(dims, self.axes(mask), strict=True)):
                 if axis.size == x[dim].size:
                     x[dim].merge(axis)
+                    if self.restrict:
+                        continue
                     rows = value.movedim(offset, 0).reshape(value.shape[offset], -1)
                     self.need(x[dim], (rows != 0).any(1).nonzero().flatten().numpy())
-                else:
+                elif not self.restrict:
                     self.freeze(x[dim], call, reason)
         elif self.restrict:
             self.map.restricted[call.node] = tuple(dims)

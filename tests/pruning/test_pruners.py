@@ -17,7 +17,7 @@ from fxcompress.pruning import (
     L2FilterPruner,
     LevelPruner,
     Pruner,
-    StructuredPruner,
+    ScoringPruner,
     get_masks,
 )
 
@@ -43,11 +43,9 @@ def test_a_pruner_gives_the_masks_compile_gives(cls: type[Pruner]) -> None:
         assert torch.equal(mask, expected["0"][parameter])
 
 
-def test_bases_are_abstract_and_algorithms_final() -> None:
-    for base in (Pruner, StructuredPruner):
-        with pytest.raises(TypeError, match="abstract"):
-            base(net(), CONFIG)  # type: ignore[abstract]
-    assert set(PRUNERS) == {"l1", "l2", "fpgm", "level"}
+def test_algorithms_are_final_and_scores_are_needed() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ScoringPruner(net(), CONFIG)  # type: ignore[abstract]
     assert all(getattr(cls, "__final__", False) for cls in PRUNERS.values())
 
 

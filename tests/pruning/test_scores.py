@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxcompress
-from fxcompress.pruning import FPGMPruner, L1FilterPruner, L2FilterPruner, get_masks
+from fxcompress.pruning import get_masks
 from fxcompress.pruning.allocation import choose_global, normalized
 from fxcompress.pruning.layers import keep_lowest_out
 
@@ -30,20 +28,6 @@ def mask_of(model: nn.Module, x: Tensor, **entry: object) -> Tensor:
     return (
         masks["0"]["weight"] if masks else torch.ones_like(model.get_submodule("0").get_parameter("weight"))
     )
-
-
-def test_l1_sums_magnitudes() -> None:
-    assert L1FilterPruner.score(FILTERS).tolist() == [3, 3, 4, 4]
-
-
-def test_l2_is_the_euclidean_norm() -> None:
-    expected = [math.sqrt(5), 3.0, math.sqrt(8), 4.0]
-    torch.testing.assert_close(L2FilterPruner.score(FILTERS), torch.tensor(expected), rtol=1e-6, atol=0)
-
-
-def test_fpgm_sums_distances_to_all_filters() -> None:
-    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
-    torch.testing.assert_close(FPGMPruner.score(points), torch.tensor([15.0, 10.0, 15.0]), rtol=1e-6, atol=0)
 
 
 SPREAD = [[5 / 3, 5 / 3, 5 / 3], [0.0, 3.0, 0.0], [0.0, 4.5, 0.0], [0.0, 0.0, -6.0]]

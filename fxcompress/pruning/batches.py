@@ -1,0 +1,49 @@
+"""What a batch of a data loader says to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import FxcompressError
+from fxcompress.graph.inputs import Inputs
+from fxcompress.graph.module import CompiledModule
+
+
+def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
+    """The model's inputs in a batch, on the model's device.
+
+    A tensor is the one input; of a tuple or list the leading items are, as many as the example inputs; of a
+    mapping the items the model was captured with by keyword, or else as many as it takes, by position.
+
+    Raises:
+        FxcompressError: if the batch does not hold them.
+    """
+    args, kwargs = module.example_inputs
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    taken: Inputs | None = None
+    if isinstance(batch, Mapping):
+        if not args and all(name in batch for name in kwargs):
+            taken = (), {name: batch[name] for name in kwargs}
+    elif isinstance(batch, Tensor):
+        if len(args) + len(kwargs) == 1:
+            taken = ((batch,), {}) if args else ((), dict.fromkeys(kwargs, batch))
+    elif isinstance(batch, (tuple, list)) and not kwargs and len(batch) >= len(args):
+        taken = tuple(batch[: len(args)]), {}
+    if taken is None:
+        expected = f"{len(args)} inputs" if args else "the keyword inputs " + ", ".join(kwargs)
+        raise FxcompressError(
+            f"data: expected batches that hold {expected} of the model, got {_described(batch)}; "
+            "pass data whose batches begin with the model's inputs, or a dict of its keyword inputs"
+        )
+    return pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, taken)  # type: ignore[no-any-return]
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return "a dict of " + ", ".join(map(str, batch))
+    return f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")

@@ -1,0 +1,48 @@
+"""``Wrapper``: a selected layer as the seeds' algorithms see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxcompress.config.settings import PruningSettings
+
+
+class Wrapper:
+    """A selected layer: ``name``, ``type``, ``config``, ``module``, and the tensors an algorithm works on.
+
+    Anything else an algorithm wants to keep for a layer may be set as an attribute
+    (``Pruner.set_wrappers_attribute`` sets it on all of them).
+    """
+
+    def __init__(self, name: str, module: nn.Module, settings: PruningSettings) -> None:
+        self.name = name
+        self.module = module
+        self.type = type(module).__name__
+        self.config: dict[str, Any] = settings.given()
+        self.sparsity = settings.sparsity or 0.0
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The layer's weight, without its mask."""
+        return self.module.get_parameter("weight")
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The layer's bias, without its mask; ``None`` if it has none."""
+        return self.module._parameters.get("bias")
+
+    @property
+    def weight_mask(self) -> Tensor | None:
+        """The mask on the weight (the buffer itself), ``None`` before there is one."""
+        return self.module._buffers.get("weight_mask")
+
+    @property
+    def bias_mask(self) -> Tensor | None:
+        """The mask on the bias (the buffer itself), ``None`` before there is one."""
+        return self.module._buffers.get("bias_mask")
+
+    def __repr__(self) -> str:
+        """``Wrapper('conv1', Conv2d, {'sparsity': 0.5})``."""
+        return f"Wrapper({self.name!r}, {self.type}, {self.config})"
