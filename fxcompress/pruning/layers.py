@@ -81,7 +81,7 @@ def find_layers(
         if found is None:
             missing[name] = "its weight takes no part in the captured (eval mode) forward pass"
             continue
-        if values is None and not isinstance(found[0].args[found[1].weight], Reference):
+        if values is None and not isinstance(flow.behind_mask(found[0].args[found[1].weight]), Reference):
             values = propagate_constants(module, flow)
         layers.append(_layer(module, flow, values, name, chosen, *found))
     return layers, missing
@@ -105,10 +105,8 @@ def _layer(
     rule: WeightedRule,
 ) -> Layer:
     axes = flow.axes(call.node)
-    source, bias = (
-        flow.canonical(ref) if ref is not None else None
-        for ref in (call.args[rule.weight], call.get(rule.bias))
-    )
+    source, bias = flow.behind_mask(call.args[rule.weight]), call.get(rule.bias)
+    bias = None if bias is None else flow.behind_mask(bias)
     weight = get_tensor(module, source) if isinstance(source, Reference) else None
     if weight is None and values is not None:
         weight = values.known(source)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, fx, nn
 
@@ -107,7 +108,14 @@ class MeasuringPruner(ScoringPruner, ABC):
 
     def _batches(self, data: Iterable[Any]) -> Iterable[Any]:
         chosen = itertools.islice(data, self.statistics_batch_num)
-        return track(chosen, f"{self.name}: measuring", transient=True)
+        console = Console(stderr=True)
+        return track(
+            chosen,
+            f"{self.name}: measuring",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, and the sums."""
