@@ -29,7 +29,7 @@ QUANT_SCHEMES = (
     "per_channel_affine",
     "per_channel_symmetric",
 )
-GRANULARITIES = ("default", "element", "row", "out_channel", "in_channel", "head", "2:4")
+GRANULARITIES = ("default", "element", "row", "out_channel", "in_channel", "head", "head_dim", "2:4")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fxcompress.pruning.base import Pruner
 from fxcompress.pruning.coupled import mask_units
 from fxcompress.pruning.granularity import is_elementwise, kept_entries
 from fxcompress.pruning.layers import Layer, find_layers, keep_lowest_out
-from fxcompress.pruning.units import find_units
+from fxcompress.pruning.units import Units, attention_heads, find_units
 from fxcompress.rules.flow import Flow
 
 
@@ -65,8 +65,14 @@ class ScoringPruner(Pruner, ABC):
         self._choose_entries([layer for layer in layers if is_elementwise(self._granularity(layer))])
         scores = [self.score(layer).float() for layer in whole]
         scores = scores if self.comparable else [normalized(score) for score in scores]
+        per_head = next((a for a in whole if str(self._granularity(a)).startswith("head")), None)
+        if per_head is not None and not self.dependency_aware:
+            raise ConfigError(
+                f"{per_head.name}: granularity {self._granularity(per_head)!r}: expected "
+                "dependency_aware=True, as heads go from queries, keys and values together; got False"
+            )
         if self.dependency_aware:
-            units = find_units(flow)
+            units = self._units(flow, layers)
             pruned, notes = choose_units(flow, units, whole, scores, self.group_score)
             self._note(notes)
             self.choice.units = torch.from_numpy(pruned)
@@ -84,6 +90,23 @@ class ScoringPruner(Pruner, ABC):
     def _granularity(self, layer: Layer) -> Granularity:
         given = layer.settings.granularity
         return self.granularity if given == "default" else given
+
+    def _units(self, flow: Flow, layers: list[Layer]) -> Units:
+        """The units of coupled channels, attention divided into heads or features where layers ask for it."""
+        along: dict[int, int] = {}
+        for layer in layers:
+            asked = {"head": 1, "head_dim": -1}.get(str(self._granularity(layer)))
+            if asked is None:
+                continue
+            heads = attention_heads(flow, layer.outputs)
+            if not heads:
+                raise ConfigError(
+                    f"{layer.name}: granularity {self._granularity(layer)!r}: expected a layer that makes "
+                    "queries, keys or values, found no attention behind it; give it an entry of its own "
+                    "without granularity"
+                )
+            along |= dict.fromkeys(heads, asked)
+        return find_units(flow, along)
 
     def _choose_entries(self, layers: list[Layer]) -> None:
         together, alone = by_entry(layers)
@@ -124,7 +147,7 @@ class ScoringPruner(Pruner, ABC):
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
         module = self._bound("choose")
         if choice.units is not None and bool(choice.units.any()):
-            mask_units(module, flow, find_units(flow), choice.units.numpy())
+            mask_units(module, flow, self._units(flow, layers), choice.units.numpy())
         masks: dict[str, Tensor] = {}
         for layer in layers:
             if layer.name in choice.weights:

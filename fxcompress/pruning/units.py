@@ -9,6 +9,8 @@ whole units are removed completely.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,21 +35,25 @@ class Units:
         return self.labels[id(axis.find())]
 
 
-def find_units(flow: Flow) -> Units:
-    """Group all slices of all axes into units (connected components, vectorized)."""
+def find_units(flow: Flow, along: Mapping[int, int] | None = None) -> Units:
+    """Group all slices of all axes into units (connected components, vectorized).
+
+    ``along`` (see ``attention_heads``) says by the id of an axis that products are to be divided along it
+    (1) or along another factor (-1).
+    """
     axes = [a for a in flow.map.roots() if not a.dynamic]
-    products = _without_batch(flow)
+    products, along = _without_batch(flow), along or {}
     sizes = {id(a): a.size for a in axes} | {id(p.whole): p.whole.size for p in products}
     offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
     total = sum(sizes.values())
     left: list[Ints] = []
     right: list[Ints] = []
     must, free = _structure(flow, axes)
-    while _freeze_spanning(products, free):
+    while _freeze_spanning(products, free, along):
         must, free = _structure(flow, axes)
     links = (r for r in flow.map.relations if isinstance(r, Link))
     edges = [_link_edges(link, offsets) for link in links]
-    for pair in edges + [_product_edges(product, offsets, free) for product in products]:
+    for pair in edges + [_product_edges(product, offsets, free, along) for product in products]:
         if pair is not None:
             left.append(pair[0])
             right.append(pair[1])
@@ -100,14 +106,48 @@ def _without_batch(flow: Flow) -> list[Product]:
     return found
 
 
-def _freeze_spanning(products: list[Product], free: dict[int, int]) -> bool:
+def attention_heads(flow: Flow, axis: Axis) -> set[int]:
+    """The ids of the axes that are heads of the attention that ``axis``, a layer's output, takes part in.
+
+    A head axis is one over which two activations are multiplied matrix by matrix, and which relations lead
+    to from ``axis``: channels are products of heads and features, perhaps sliced out of more.
+    """
+    products = _without_batch(flow)
+    near: dict[int, set[int]] = defaultdict(set)
+    merged: dict[int, list[Axis]] = defaultdict(
+        list
+    )  # the factors beside the batch, by what they are merged to
+    links = [(r.a, r.b) for r in flow.map.relations if isinstance(r, Link)]
+    for one, *others in [*links, *((p.whole, *p.factors) for p in products)]:
+        for other in others:
+            near[id(one.find())].add(id(other.find()))
+            near[id(other.find())].add(id(one.find()))
+    for relation in flow.map.relations:
+        if isinstance(relation, Product) and relation.whole.find().dynamic:
+            merged[id(relation.whole.find())] += [f for f in relation.factors if not f.find().dynamic]
+    heads: set[int] = set()
+    for batched in (a.find() for a in flow.map.batched):
+        heads.update(id(a.find()) for a in (merged[id(batched)] if batched.dynamic else [batched]))
+    grown = 0
+    while grown != len(heads):  # query heads are key heads × queries that share one
+        grown = len(heads)
+        heads.update(id(f.find()) for p in products if id(p.whole.find()) in heads for f in p.factors)
+    reached, waiting = {id(axis.find())}, [id(axis.find())]
+    while waiting:
+        more = near[waiting.pop()] - reached
+        reached |= more
+        waiting += more
+    return heads & reached
+
+
+def _freeze_spanning(products: list[Product], free: dict[int, int], along: Mapping[int, int]) -> bool:
     """Freeze the factors that some product is not divided along: masks for a unit of theirs would leave that
     product's channels unmasked. Returns whether there were any.
     """
     found = False
     for product in products:
         factors = [f.find() for f in product.factors]
-        active = _active(factors, free)
+        active = _active(factors, free, along)
         for index, factor in enumerate(factors):
             if index != active and free.get(id(factor), 0) and factor is not factors[active]:
                 factor.frozen = Obstacle("", "its slices span channels that are pruned one by one")
@@ -115,9 +155,16 @@ def _freeze_spanning(products: list[Product], free: dict[int, int]) -> bool:
     return found
 
 
-def _active(factors: list[Axis], free: dict[int, int]) -> int:
-    """The factor that a product is divided along: the one with the most slices that may go."""
-    return max(range(len(factors)), key=lambda i: free.get(id(factors[i]), 0))
+def _active(factors: list[Axis], free: dict[int, int], along: Mapping[int, int]) -> int:
+    """The factor that a product is divided along: the one that ``along`` asks for, or the one with the most
+    slices that may go.
+    """
+
+    def rank(index: int) -> tuple[int, int]:
+        may_go = free.get(id(factors[index]), 0)
+        return along.get(id(factors[index]), 0) if may_go else -2, may_go
+
+    return max(range(len(factors)), key=rank)
 
 
 def _concatenated(parts: list[Ints]) -> Ints:
@@ -130,12 +177,12 @@ def _link_edges(link: Link, offsets: dict[int, int]) -> tuple[Ints, Ints] | None
 
 
 def _product_edges(
-    product: Product, offsets: dict[int, int], free: dict[int, int]
+    product: Product, offsets: dict[int, int], free: dict[int, int], along: Mapping[int, int]
 ) -> tuple[Ints, Ints] | None:
-    """Tie each slice of the whole to its slice of the factor with the most slices that may go (``free``)."""
+    """Tie each slice of the whole to its slice of the factor it is divided along."""
     whole = product.whole.find()
     factors = [f.find() for f in product.factors]
-    active = _active(factors, free)
+    active = _active(factors, free, along)
     if not free.get(id(factors[active])) or id(whole) not in offsets:
         return None
     index = np.indices([f.size for f in factors])[active].reshape(-1)

@@ -39,6 +39,7 @@ class Attention(Rule):
         lead = [self._leading(call, flow, [q, k, v], back, made[back]) for back in range(-len(made), -2)]
         if is_tensor(call.args["attn_mask"]):
             self._mask(call, flow, lead, q[-2], k[-2])
+        flow.map.batched += lead
         flow.set(call.node, (*lead, q[-2], v[-1]))
 
     def _leading(

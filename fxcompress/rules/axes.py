@@ -119,6 +119,8 @@ class AxisMap:
     """How many calls read each parameter."""
     unruled: dict[str, list[str]] = field(default_factory=dict)
     """Operators without a rule, with the nodes that call them."""
+    batched: list[Axis] = field(default_factory=list)
+    """Dimensions over which activations are multiplied matrix by matrix: attention heads, and the batch."""
     restricted: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     """Normalizations and the dimensions their statistics run over: pruning one means restricting them."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxcompress.graph.calls import Call, Ref
+from fxcompress.graph.calls import Call, Ref, Reference
 from fxcompress.rules.axes import Axis, Contraction
 from fxcompress.rules.contraction import Need, Weighted, WeightedRule, editable
 from fxcompress.rules.flow import Flow, is_tensor
@@ -124,6 +124,9 @@ class _Summed(Rule):
                     flow.contract(call, ref, dim)
         made = flow.fresh(flow.info(call.node))
         flow.set(call.node, [by_label.get(n, m) for n, m in zip(result, made, strict=True)])
+        if not any(isinstance(flow.behind_mask(ref), Reference) for ref in operands):
+            everywhere = set(result).intersection(*labels)
+            flow.map.batched += [by_label[name] for name in result if name in everywhere]
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         """A summed slice is needed unless one operand is zero there."""

@@ -59,13 +59,13 @@ BAD_VALUE: list[tuple[str, object, str]] = [
     (
         "granularity",
         "outchannel",
-        "expected one of 'default', 'element', 'row', 'out_channel', 'in_channel', 'head', '2:4' "
+        "expected one of 'default', 'element', 'row', 'out_channel', 'in_channel', 'head', 'head_dim', '2:4' "
         "or a block such as [4, 4], got 'outchannel'; did you mean 'out_channel'?",
     ),
     (
         "granularity",
         4,
-        "expected one of 'default', 'element', 'row', 'out_channel', 'in_channel', 'head', '2:4' "
+        "expected one of 'default', 'element', 'row', 'out_channel', 'in_channel', 'head', 'head_dim', '2:4' "
         "or a block such as [4, 4], got 4; leave it out for the pruner's own",
     ),
     ("granularity", [4, 0], "expected a block of positive integers, got [4, 0]; write for example [4, 4]"),
@@ -247,7 +247,9 @@ def test_every_number_in_the_half_open_interval_is_a_sparsity(value: Any) -> Non
     assert parse([{"sparsity": value}])[0].sparsity == float(value)
 
 
-@pytest.mark.parametrize("value", ["default", "element", "row", "out_channel", "in_channel", "head", "2:4"])
+@pytest.mark.parametrize(
+    "value", ["default", "element", "row", "out_channel", "in_channel", "head", "head_dim", "2:4"]
+)
 def test_named_granularities_are_kept(value: str) -> None:
     assert parse([{"sparsity": 0.5, "granularity": value}])[0].granularity == value
 
