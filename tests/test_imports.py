@@ -21,6 +21,7 @@ LAYERS = (
     ("pruning",),
     ("export", "report"),
     ("compiler",),
+    ("budget", "sensitivity"),
     ("demo", "demo_result"),
     ("cli",),
     ("__init__", "__main__"),
