@@ -14,20 +14,20 @@ from fxcompress.errors import ConfigError
 PRUNABLE = frozenset(
     {
         "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-        "Linear", "Conv1D",
+        "Linear", "Conv1D", "MultiheadAttention",
     }
 )  # fmt: skip
-"""Operator types whose weight the built-in pruners mask (``Conv1D`` is a linear layer with a transposed
-weight, as in GPT-2)."""
+"""Operator types whose weights the built-in pruners mask (``Conv1D`` is a linear layer with a transposed
+weight, as in GPT-2; of ``MultiheadAttention`` the projections to queries, keys and values)."""
 
-QUANTIZABLE = PRUNABLE | {"add", "matmul"}
+QUANTIZABLE = PRUNABLE - {"MultiheadAttention"} | {"add", "matmul"}
 """Operator types that ``default`` means in an entry with quantization keys."""
 
 DEFAULT_PRUNER = "l1"
 DEFAULT_QUANTIZER = "qat"
 QUANTIZERS = ("bnn", "dorefa", "lsq", "naive", "ptq", "qat")
 
-_PRUNERS: dict[str, frozenset[str]] = dict.fromkeys(("fpgm", "l1", "l2", "level"), PRUNABLE)
+_PRUNERS: dict[str, frozenset[str]] = {}
 
 
 def register_pruner(name: str, op_types: Iterable[str]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import PassError
@@ -24,8 +25,9 @@ from fxcompress.rules.values import Values
 class Layer:
     """A selected layer: its name, its settings, one call of it, and the axis of its output channels.
 
-    ``weight`` is the tensor its call reads: the parameter ``weight_name``, or one computed from parameters
-    (weight norm, weight standardization), which has no name.
+    A module with several weights (``MultiheadAttention``) is several layers, named by these. ``weight`` is
+    the tensor its call reads: the parameter ``weight_name``, or one computed from parameters (weight norm,
+    weight standardization), which has no name.
     """
 
     name: str
@@ -77,14 +79,27 @@ def find_layers(
     layers, missing = [], {}
     for name, chosen in settings.items():
         owner = module.get_submodule(name) if _has(module, name) else nn.Module()
-        found = next((calls[id(p)] for p in owner.parameters() if id(p) in calls), None)
-        if found is None:
+        own = {a: calls[id(p)] for a, p in _own_parameters(owner) if id(p) in calls}
+        if not own:
             missing[name] = "its weight takes no part in the captured (eval mode) forward pass"
-            continue
-        if values is None and not isinstance(flow.behind_mask(found[0].args[found[1].weight]), Reference):
-            values = propagate_constants(module, flow)
-        layers.append(_layer(module, flow, values, name, chosen, *found))
+        seen: set[fx.Node] = set()
+        for attribute, (call, rule) in own.items():
+            if call.node in seen:  # a weight computed from several parameters
+                continue
+            seen.add(call.node)
+            if values is None and not isinstance(flow.behind_mask(call.args[rule.weight]), Reference):
+                values = propagate_constants(module, flow)
+            layer = _layer(module, flow, values, name, chosen, call, rule)
+            several = len({c.node for c, _ in own.values()}) > 1
+            layers.append(replace(layer, name=f"{name}.{attribute}") if several else layer)
     return layers, missing
+
+
+def _own_parameters(owner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module itself, and those that parametrizations compute its own from."""
+    for name, parameter in owner.named_parameters():
+        if "." not in name or name.startswith("parametrizations."):
+            yield name, parameter
 
 
 def _has(module: CompiledModule, name: str) -> bool:

@@ -17,17 +17,20 @@ def mask_table(module: CompiledModule, layers: Sequence[str]) -> Table:
     An axis counts the slices of the weight that are not masked entirely, ``kept/all``.
     """
     masks = get_masks(module)
-    rank = max((len(entries["weight"].shape) for entries in masks.values() if "weight" in entries), default=0)
+    weights = {
+        layer: {n: m for n, m in masks.get(layer, {}).items() if n.endswith("weight")} for layer in layers
+    }
+    rank = max((mask.dim() for entries in weights.values() for mask in entries.values()), default=0)
     table = Table(box=None, pad_edge=False)
     for column in ("layer", "type", "sparsity", *(f"dim {dim}" for dim in range(rank))):
         table.add_column(column, justify="left" if column in ("layer", "type") else "right")
     for layer in layers:
         kind = type(module.get_submodule(layer)).__name__
-        mask = masks.get(layer, {}).get("weight")
-        if mask is None:
+        for name, mask in weights[layer].items():
+            told = layer if name == "weight" else f"{layer}.{name}"
+            table.add_row(told, kind, f"{float((mask == 0).double().mean()):.1%}", *_axes(mask))
+        if not weights[layer]:
             table.add_row(layer, kind, "0.0%")
-        else:
-            table.add_row(layer, kind, f"{float((mask == 0).double().mean()):.1%}", *map(str, _axes(mask)))
     return table
 
 

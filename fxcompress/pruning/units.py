@@ -131,7 +131,12 @@ def attention_heads(flow: Flow, axis: Axis) -> set[int]:
     grown = 0
     while grown != len(heads):  # query heads are key heads × queries that share one
         grown = len(heads)
-        heads.update(id(f.find()) for p in products if id(p.whole.find()) in heads for f in p.factors)
+        for product in products:
+            whole, factors = id(product.whole.find()), {id(f.find()) for f in product.factors}
+            if whole in heads:
+                heads |= factors
+            elif len(factors) == 1 and factors <= heads:  # merged with the batch alone
+                heads.add(whole)
     reached, waiting = {id(axis.find())}, [id(axis.find())]
     while waiting:
         more = near[waiting.pop()] - reached

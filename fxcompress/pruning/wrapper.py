@@ -25,8 +25,10 @@ class Wrapper:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The layer's weight, without its mask."""
-        return self.module.get_parameter("weight")
+        """The layer's weight (of several the first), without its mask."""
+        named = self.module._parameters.get("weight")
+        own = [p for p in self.module._parameters.values() if p is not None and p.dim() > 1]
+        return own[0] if named is None else named
 
     @property
     def bias(self) -> nn.Parameter | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fxcompress.config.registry import known_pruners
 from fxcompress.config.schema import KEYS, parse
 from fxcompress.config.values import PerType
 from fxcompress.errors import ConfigError
@@ -16,6 +17,7 @@ from fxcompress.errors import ConfigError
 FRACTION = "expected a number in [0, 1), got"
 BITS = "expected an integer in 1..32, got"
 STRINGS = "expected a non-empty list of strings, got"
+PRUNERS = ", ".join(map(repr, sorted(known_pruners())))
 
 # The whole message is compared: what follows is every word a user sees.
 NOT_A_LIST: list[tuple[object, str]] = [
@@ -44,12 +46,12 @@ BAD_VALUE: list[tuple[str, object, str]] = [
     (
         "pruner",
         "L1",
-        "expected one of 'fpgm', 'l1', 'l2', 'level', got 'L1'; did you mean 'l1'?",
+        f"expected one of {PRUNERS}, got 'L1'; did you mean 'l1'?",
     ),
     (
         "pruner",
         7,
-        "expected one of 'fpgm', 'l1', 'l2', 'level', got 7; use one of these",
+        f"expected one of {PRUNERS}, got 7; use one of these",
     ),
     (
         "quantizer",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fxcompress
 from fxcompress.errors import ConfigError
 from fxcompress.graph.module import CompiledModule
-from fxcompress.pruning import LevelPruner, get_masks
+from fxcompress.pruning import L1FilterPruner, LevelPruner, get_masks
 from tests.helpers import Function, check_exact, image, ready, weight_shape
 
 X = image(3, 5, 12)
@@ -120,6 +120,40 @@ def test_query_heads_go_with_the_key_head_they_share(repeats: bool) -> None:
     check_exact(small, module, X)
     assert weight_shape(small, "q") == (12, 12)
     assert weight_shape(small, "k") == (6, 12)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "names"), [("head", ["*.self_attn"]), ("out_channel", ["encoder.*", "up"])]
+)
+def test_multihead_attention_of_torch_is_a_layer(granularity: str, names: list[str]) -> None:
+    layer = nn.TransformerEncoderLayer(24, 4, 32, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = Function(
+        lambda m, x: m.down(m.encoder(m.up(x))), encoder=encoder, up=nn.Linear(12, 24), down=nn.Linear(24, 5)
+    )
+    module = pruned(model, granularity, names)
+    small = fxcompress.speedup(module, X)
+    check_exact(small, module, X)
+    width = 24 if granularity == "head" else 12
+    attention = small.get_submodule("encoder.layers.1.self_attn")
+    assert tuple(attention.get_parameter("in_proj_weight").shape) == (36, width)
+    assert tuple(attention.get_parameter("out_proj.weight").shape) == (width, 12)
+
+
+def test_separate_projections_of_multihead_attention_are_layers_of_their_own() -> None:
+    model = Function(
+        lambda m, x: m.down(m.attention(m.up(x), x, x, need_weights=False)[0]),
+        attention=nn.MultiheadAttention(24, 4, kdim=12, vdim=12, batch_first=True),
+        up=nn.Linear(12, 24), down=nn.Linear(24, 5),
+    )  # fmt: skip
+    entry = {"sparsity": 0.5, "granularity": "head", "op_names": ["attention"]}
+    pruner = L1FilterPruner(ready(model), [entry], example_inputs=X)
+    module = pruner.compress()
+    masks = get_masks(module)["attention"]
+    assert {float(masks[f"{name}_proj_weight"].mean()) for name in "qkv"} == {0.5}
+    lines = [str(cell) for cell in pruner.summary().columns[0].cells]
+    assert lines == [f"attention.{name}_proj_weight" for name in "qkv"]
+    check_exact(fxcompress.speedup(module, X), module, X)
 
 
 def test_other_layers_are_pruned_as_ever() -> None:
