@@ -21,6 +21,7 @@ LAYERS = (
     ("pruning",),
     ("export", "report"),
     ("compiler",),
+    ("callbacks",),
     ("demo", "demo_result"),
     ("cli",),
     ("__init__", "__main__"),

@@ -94,7 +94,7 @@ class Pruner:
         self.epoch = 0
         self.steps = 0
         self._example_inputs = example_inputs
-        self._watched: torch.optim.Optimizer | None = None
+        self._watching_steps: list[RemovableHandle] = []
         self._attributes: dict[str, Any] = {}
         self._collectors: dict[int, list[RemovableHandle]] = {}
 
@@ -163,21 +163,16 @@ class Pruner:
         self.epoch = epoch
 
     def use_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Watch the steps of ``optimizer``, the one that trains the masked module.
+        """Watch the steps of ``optimizer``, the one that trains the masked module, instead of another's.
 
         ``compress()`` does so with the optimizer the pruner was made with.
 
         Raises:
-            FxcompressError: before ``compress()``, or if the pruner watches another optimizer already.
+            FxcompressError: before ``compress()``.
         """
         module, optimizer = self._bound("use_optimizer"), innermost(optimizer)
-        if self._watched is not None:
-            if self._watched is optimizer:
-                return
-            raise FxcompressError(
-                f"{type(self).__name__}.use_optimizer: the pruner watches another optimizer already; make "
-                "the pruner without one, or train with the one it was given"
-            )
+        for handle in self._watching_steps:
+            handle.remove()
         if not trains(optimizer, module.parameters()):
             names = ", ".join(repr(w.name) for w in self.wrappers[:3]) + ", ..." * (len(self.wrappers) > 3)
             warnings.warn(
@@ -186,13 +181,13 @@ class Pruner:
                 "model given to the pruner, or of what compress() returned",
                 stacklevel=3,
             )
-        self.optimizer = self._watched = optimizer
-        watch_steps(optimizer, self.about_to_step, self._after_step)
+        self.optimizer = optimizer
+        self._watching_steps = watch_steps(optimizer, self.about_to_step, self._after_step)
 
     def step(self) -> None:
         """Tell the pruner that a training step is done, where it has no optimizer to watch."""
         self._bound("step")
-        if self._watched is None:
+        if self.optimizer is None:
             self._after_step()
 
     def about_to_step(self, scale: float) -> None:

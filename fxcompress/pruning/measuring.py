@@ -169,7 +169,7 @@ class MeasuringPruner(ScoringPruner, ABC):
         if missing is not None:
             raise FxcompressError(
                 f"{missing}: pruner {self.name!r} measured nothing of it in {self.batches} steps: it looks "
-                "at forward passes with gradients enabled, or at gradients in front of the optimizer's steps; "
+                "at forward passes with gradients enabled, or at gradients in front of an optimizer's steps; "
                 "train the module that compress() returned, and call use_optimizer(optimizer) where the "
                 "pruner was made without one"
             )

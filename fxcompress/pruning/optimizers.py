@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
@@ -29,9 +30,9 @@ def trains(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter])
 
 def watch_steps(
     optimizer: torch.optim.Optimizer, before: Callable[[float], None], after: Callable[[], None]
-) -> None:
+) -> list[RemovableHandle]:
     """Call ``before(scale)`` when a step has its gradients (``scale`` times too large), ``after()`` when the
-    parameters are updated.
+    parameters are updated. Removing the handles ends that.
     """
 
     def pre(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -48,8 +49,7 @@ def watch_steps(
         if not _skipped(optimizer):
             after()
 
-    optimizer.register_step_pre_hook(pre)
-    optimizer.register_step_post_hook(post)
+    return [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
 
 def _telling(closure: Callable[[], Any], tell: Callable[[], None]) -> Callable[[], Any]:
