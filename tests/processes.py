@@ -15,7 +15,8 @@ from fxcompress.pruning import PRUNERS, get_masks
 from tests.helpers import image, ready
 
 CONFIG = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]
-LOOP = {"l1": {}, "taylor": {"statistics_batch_num": 2}, "apoz": {"statistics_batch_num": 2}}
+_STEPS = {"statistics_batch_num": 2}
+LOOP: dict[str, dict[str, Any]] = {"l1": {}, "taylor": _STEPS, "apoz": _STEPS}
 """Pruner → its options when it lives in the loop."""
 
 
@@ -67,7 +68,7 @@ def everything(rank: int = 0, world: int = 1) -> dict[str, Any]:
 def worker(rank: int, world: int, folder: str) -> None:
     """One of ``world`` processes; writes what ``everything`` gives to ``folder``."""
     torch.set_num_threads(1)
-    store = distributed.FileStore(str(Path(folder) / "store"), world)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     torch.save(everything(rank, world), Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()

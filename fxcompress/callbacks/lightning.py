@@ -40,6 +40,11 @@ class PruningCallback(Callback):
         super().__init__()
         self.pruner = pruner
 
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint, one per algorithm."""
+        return f"{type(self).__qualname__}({self.pruner.name})"
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch the optimizer, which Lightning makes when fitting begins."""
         bind(self.pruner, pl_module, trainer.optimizers)

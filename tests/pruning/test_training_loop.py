@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +40,7 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=LR, **options)
 
 
-def step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor = X) -> None:
+def step(module: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor = X) -> None:
     optimizer.zero_grad()
     module(x).square().mean().backward()
     optimizer.step()
