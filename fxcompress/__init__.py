@@ -1,6 +1,6 @@
 """fxcompress: make PyTorch models smaller and faster, with the numbers of the model you fine-tuned."""
 
-from fxcompress.compiler import compile, speedup
+from fxcompress.compiler import apply_masks, compile, speedup
 from fxcompress.config import explain
 from fxcompress.errors import (
     CaptureError,
@@ -27,6 +27,7 @@ __all__ = [
     "FxcompressError",
     "PassError",
     "SpeedupError",
+    "apply_masks",
     "capture",
     "compile",
     "explain",

@@ -21,7 +21,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.passes.compact import compact, compacted_layers
-from fxcompress.passes.insert_masks import insert_masks, mask_layer
+from fxcompress.passes.insert_masks import accept_masks, insert_masks, mask_layer, own_masks
 from fxcompress.passes.propagate import Analysis
 from fxcompress.passes.shrink import shrink
 from fxcompress.passes.verify import TOLERANCE, tolerance
@@ -75,6 +75,7 @@ def compile(
             "from the config list"
         )
     module = capture(model, example_inputs)
+    own_masks(module)
     by_pruner: dict[str, dict[str, PruningSettings]] = defaultdict(dict)
     for name, settings in selection.pruning.items():
         by_pruner[settings.pruner][name] = settings
@@ -142,12 +143,44 @@ def speedup(
     return small
 
 
+def apply_masks(
+    model: nn.Module,
+    masks: Mapping[str, Mapping[str, Tensor]] | str | os.PathLike[str],
+    example_inputs: Any = None,
+) -> CompiledModule:
+    """Mask ``model`` with masks that exist already, to train it on, measure it, or speed it up later.
+
+        masked = fxcompress.apply_masks(model, "masks.safetensors", example_inputs)
+
+    Args:
+        model: any model with the layers that ``masks`` names; left as it is, parameters are shared.
+        masks: as for ``speedup``; a compiled model's own masks hold besides them.
+        example_inputs: as for ``compile``; those of a compiled model by default.
+
+    Returns:
+        A module that trains, evaluates and saves like one of ``compile``.
+
+    Raises:
+        SpeedupError: listing every mask that does not fit the model.
+        PassError: if a mask of an activation does not fit.
+        CaptureError: naming the line of the model that cannot be captured.
+    """
+    masked = capture(model, example_inputs)
+    if isinstance(model, CompiledModule) and example_inputs is not None:
+        masked.example_inputs = as_inputs(example_inputs)
+    masked = _with_masks(masked, masks)
+    accept_masks(masked)
+    return masked
+
+
 def _with_masks(
     module: CompiledModule, masks: Mapping[str, Mapping[str, Tensor]] | str | os.PathLike[str]
 ) -> CompiledModule:
+    """A fork of ``module`` under these masks besides its own."""
     given = load_masks(masks) if isinstance(masks, (str, os.PathLike)) else masks
     checked = check_masks(given, module)
     twin = module.fork()
+    own_masks(twin)
     for layer, entries in checked.items():
         owner = module.get_submodule(layer)
         for side in [name for name in entries if is_activation(owner, name)]:

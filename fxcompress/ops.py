@@ -27,9 +27,8 @@ def call(module: nn.Module, x: Tensor, **parameters: Tensor) -> Tensor:
 
 
 def observe(x: Tensor, observer: nn.Module) -> Tensor:
-    """Show ``x`` to ``observer``, which computes no gradient, and pass it on."""
-    with torch.no_grad():
-        observer(x.detach())
+    """Show ``x`` to ``observer``, detached, and pass it on."""
+    observer(x.detach())
     return x
 
 

@@ -56,6 +56,42 @@ def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor], *, replace
         module.recompile()
 
 
+def own_masks(module: CompiledModule) -> None:
+    """Give a fork masks of its own, so that what is written to them does not reach its origin."""
+    for name, buffer in _mask_buffers(module):
+        owner, _, attribute = name.rpartition(".")
+        module.get_submodule(owner)._buffers[attribute] = buffer.clone()
+
+
+def accept_masks(module: CompiledModule) -> None:
+    """Let ``load_state_dict`` of ``module`` take masks on parameters that have none yet.
+
+    Which parameters are masked depends on the weights and, for masks chosen in a training loop, on the time.
+    A state dict that holds masks holds all of them: where it has none for a parameter, that keeps everything.
+    One without any (of a dense model) is left alone.
+    """
+    nn.Module.register_load_state_dict_pre_hook(module, _accept)
+
+
+def _accept(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if not isinstance(module, CompiledModule):
+        return
+    given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    masked = {name for name in given if name.removesuffix("_mask") != name}
+    new = [n for n in masked if n.removesuffix("_mask") in parameters and not _has_buffer(module, n)]
+    insert_masks(module, {n: torch.ones(()) for n in sorted(name.removesuffix("_mask") for name in new)})
+    present = dict(_mask_buffers(module))
+    if masked & (present.keys() | set(new)):
+        for name in present.keys() - given:
+            state[prefix + name] = torch.ones_like(present[name])
+
+
+def _has_buffer(module: nn.Module, name: str) -> bool:
+    owner, _, attribute = name.rpartition(".")
+    return attribute in module.get_submodule(owner)._buffers
+
+
 def reset_masks(module: CompiledModule) -> None:
     """Let every mask of ``module``, on parameters, activations and statistics, keep everything."""
     for _, buffer in _mask_buffers(module):
@@ -180,7 +216,8 @@ def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask
     if facts is None:
         raise PassError(f"{source} yields no single tensor to mask")
     dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
-    name = free_name(module, "_activation_mask")
+    # After the reader: modules of one class have the same names, whichever of their masks there are.
+    name = free_name(module, f"_activation_mask_{user.name}")
     module.register_buffer(name, mask.to(dtype, copy=True).contiguous())
     with module.graph.inserting_before(user):
         read = module.graph.create_node("get_attr", name, (), {})

@@ -21,7 +21,7 @@ LAYERS = (
     ("pruning",),
     ("export", "report"),
     ("compiler",),
-    ("budget", "sensitivity"),
+    ("budget", "callbacks", "sensitivity"),
     ("demo", "demo_result"),
     ("cli",),
     ("__init__", "__main__"),

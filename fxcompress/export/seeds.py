@@ -20,7 +20,7 @@ from fxcompress.pruning.masks import get_masks
 
 _SUFFIX = "_mask"
 # Buffers that insert_masks adds beside the masks of parameters.
-_INSERTED = re.compile(r"_activation_mask_\d+$|_?statistics_mask")
+_INSERTED = re.compile(r"_activation_mask_\w+_\d+$|_?statistics_mask")
 
 
 def export_model(

@@ -54,5 +54,5 @@ class ActivationRankPruner(ActivationPruner, FilterPruner, ABC):
         return layer.call.node, axes.index(layer.outputs.find())
 
     def score(self, layer: Layer) -> Tensor:
-        """The mean contribution of each channel."""
+        """The mean measurement of each channel."""
         return self.mean(layer)

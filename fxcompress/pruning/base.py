@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -27,9 +28,12 @@ from fxcompress.config import Selection, known_pruners, parse, select, targets_o
 from fxcompress.config.registry import PRUNABLE
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import FxcompressError
+from fxcompress.graph.calls import call_of
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule
-from fxcompress.passes.insert_masks import insert_masks, reset_masks
+from fxcompress.passes.insert_masks import accept_masks, insert_masks, own_masks, reset_masks
+from fxcompress.pruning.masks import checked
+from fxcompress.pruning.optimizers import innermost, trains, watch_steps
 from fxcompress.pruning.summary import mask_table
 from fxcompress.pruning.wrapper import Wrapper
 
@@ -67,6 +71,7 @@ class Pruner:
             config_list: see ``fxcompress.compile``; entries without ``pruner`` mean this algorithm. Or what
                 has been selected by one.
             optimizer: the optimizer that trains the model: its steps drive masks that change by the step.
+                Where it is made later (Lightning, a trainer), ``use_optimizer`` takes it.
             example_inputs: see ``fxcompress.compile``.
             dependency_aware: choose coupled channels together, so that all masks can be removed.
             data: batches for algorithms that measure activations or gradients, see ``fxcompress.compile``.
@@ -89,15 +94,28 @@ class Pruner:
         self.epoch = 0
         self.steps = 0
         self._example_inputs = example_inputs
+        self._watching_steps: list[RemovableHandle] = []
+        self._attributes: dict[str, Any] = {}
         self._collectors: dict[int, list[RemovableHandle]] = {}
 
     # -- masks ---------------------------------------------------------------------------------------------
     def compress(self) -> CompiledModule:
-        """Capture the model, insert the masks and return the masked module."""
+        """Capture the model, insert the masks and return the masked module.
+
+        Raises:
+            FxcompressError: if it was called before: two masked modules would follow one optimizer.
+        """
+        if self.bound_model is not None:
+            raise FxcompressError(
+                f"{type(self).__name__}.compress: called a second time; the masked module is "
+                "pruner.bound_model, update_mask() chooses its masks anew, and another masked module needs "
+                "a pruner of its own"
+            )
         module = capture(self.model, self._example_inputs)
+        own_masks(module)
         self.attach(module, dict(self.selection.pruning))
         if self.optimizer is not None:
-            self.optimizer.register_step_post_hook(lambda *_: self._after_step())
+            self.use_optimizer(self.optimizer)
         return module
 
     def attach(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
@@ -105,41 +123,37 @@ class Pruner:
         self.bound_model = module
         self.settings = settings
         self.wrappers = [Wrapper(name, module.get_submodule(name), s) for name, s in settings.items()]
+        for name, value in self._attributes.items():
+            self.set_wrappers_attribute(name, value)
+        accept_masks(module)
         self.choose()
 
     def calc_mask(self, wrapper: Wrapper) -> Mapping[str, Tensor] | None:
         """The masks of one layer, ``{"weight": 0/1 tensor, "bias": ...}``; ``None`` leaves them as they are.
 
         Tensors have their parameter's shape or broadcast to it. ``weight_mask`` and ``bias_mask`` are
-        accepted as keys too. Called after every optimizer step.
+        accepted as keys too. Called without gradients, in ``compress()`` and after every optimizer step.
         """
         raise NotImplementedError(f"{type(self).__name__} overrides neither calc_mask nor choose")
 
     def choose(self) -> None:
         """Choose and insert the masks of all layers: by default what ``calc_mask`` gives for each."""
-        self._set_masks({w.name: self.calc_mask(w) for w in self.wrappers})
+        asked = f"{type(self).__name__}.calc_mask"
+        with torch.no_grad():
+            self._set_masks({w.name: self.calc_mask(w) for w in self.wrappers}, asked)
 
     def update_mask(self) -> None:
         """Choose the masks anew; those chosen before no longer hold."""
         reset_masks(self._bound("update_mask"))
         self.choose()
 
-    def _set_masks(self, masks: Mapping[str, Mapping[str, Tensor] | None]) -> None:
-        """Put masks on layers by name; ``None`` keeps what a layer has."""
+    def _set_masks(self, masks: Mapping[str, Mapping[str, Tensor] | None], asked: str) -> None:
+        """Put masks on layers by name, as the method ``asked`` gave them; ``None`` keeps what a layer has."""
         module = self._bound("calc_mask")
         full: dict[str, Tensor] = {}
         for layer, given in masks.items():
-            named = {key.removesuffix("_mask"): value for key, value in (given or {}).items()}
-            for key, mask in named.items():
-                parameter = module.get_submodule(layer)._parameters.get(key)
-                if parameter is None or not _fits(mask, parameter):
-                    expected = (
-                        "weight or bias" if parameter is None else f"a mask for {list(parameter.shape)}"
-                    )
-                    got = repr(key) if parameter is None else f"one of {list(mask.shape)}"
-                    raise FxcompressError(
-                        f"{type(self).__name__}.calc_mask({layer!r}): expected {expected}, got {got}"
-                    )
+            own = module.get_submodule(layer)._parameters
+            for key, mask in checked(given, own, f"{asked}({layer!r})").items():
                 full[f"{layer}.{key}" if layer else key] = mask
         insert_masks(module, full, replace=True)
 
@@ -148,10 +162,36 @@ class Pruner:
         """Tell the pruner that epoch number ``epoch`` (from 0) begins."""
         self.epoch = epoch
 
+    def use_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch the steps of ``optimizer``, the one that trains the masked module, instead of another's.
+
+        ``compress()`` does so with the optimizer the pruner was made with.
+
+        Raises:
+            FxcompressError: before ``compress()``.
+        """
+        module, optimizer = self._bound("use_optimizer"), innermost(optimizer)
+        for handle in self._watching_steps:
+            handle.remove()
+        if not trains(optimizer, module.parameters()):
+            names = ", ".join(repr(w.name) for w in self.wrappers[:3]) + ", ..." * (len(self.wrappers) > 3)
+            warnings.warn(
+                f"fxcompress: the optimizer given to {type(self).__name__} holds no parameter of the masked "
+                f"module (layers {names}), so its steps do not train it; make it from the parameters of the "
+                "model given to the pruner, or of what compress() returned",
+                stacklevel=3,
+            )
+        self.optimizer = optimizer
+        self._watching_steps = watch_steps(optimizer, self.about_to_step, self._after_step)
+
     def step(self) -> None:
-        """Tell the pruner that a training step is done, where it was given no optimizer to watch."""
+        """Tell the pruner that a training step is done, where it has no optimizer to watch."""
+        self._bound("step")
         if self.optimizer is None:
             self._after_step()
+
+    def about_to_step(self, scale: float) -> None:
+        """React to gradients, ``scale`` times their size, in front of a step of the optimizer."""
 
     def _after_step(self) -> None:
         self.steps += 1
@@ -160,11 +200,15 @@ class Pruner:
     def stepped(self) -> None:
         """React to a training step; by default ``calc_mask`` is asked again where a subclass has one."""
         if type(self).calc_mask is not Pruner.calc_mask:
-            self._set_masks({w.name: self.calc_mask(w) for w in self.wrappers})
+            Pruner.choose(self)
 
     # -- what an algorithm of one's own needs --------------------------------------------------------------
     def set_wrappers_attribute(self, name: str, value: Any) -> None:
-        """Set an attribute on every wrapper; of a tensor each gets a copy of its own."""
+        """Set an attribute on every wrapper, also on those that ``compress()`` is yet to make.
+
+        Of a tensor each gets a copy of its own.
+        """
+        self._attributes[name] = value
         for wrapper in self.wrappers:
             setattr(wrapper, name, value.detach().clone() if isinstance(value, Tensor) else value)
 
@@ -173,8 +217,18 @@ class Pruner:
 
         Returns:
             An id for ``remove_activation_collector``.
+
+        Raises:
+            FxcompressError: before ``compress()``, or if the graph calls a selected layer nowhere.
         """
-        self._bound("add_activation_collector")
+        module = self._bound("add_activation_collector")
+        called = {call.module for call in map(call_of, module.graph.nodes) if call is not None}
+        silent = [w.name for w in self.wrappers if w.name not in called]
+        if silent:
+            raise FxcompressError(
+                f"add_activation_collector: the model reads the weight of {silent[0]!r} without calling the "
+                "layer, so it has no activations to collect; exclude it in the config list"
+            )
         handles = [
             w.module.register_forward_hook(lambda _, inputs, output, w=w: collector(w, inputs, output))
             for w in self.wrappers
@@ -214,11 +268,14 @@ class Pruner:
         return kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the algorithm stands, for a checkpoint beside the model's own ``state_dict()``."""
+        """Where the algorithm stands, for a checkpoint beside the model's own ``state_dict()``.
+
+        Plain numbers, strings and tensors: ``torch.load(..., weights_only=True)`` reads it.
+        """
         return {"pruner": self.name, "epoch": self.epoch, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: call after ``compress()`` and before loading the model's state.
+        """Go on from a checkpoint: call after ``compress()``.
 
         Raises:
             FxcompressError: if the state is of another algorithm.
@@ -265,10 +322,3 @@ class Pruner:
         """The entry with this algorithm's name where it prunes and names none."""
         prunes = any(key in entry for key in ("sparsity", "total_sparsity")) and not entry.get("exclude")
         return {"pruner": cls.name, **entry} if prunes else entry
-
-
-def _fits(mask: Tensor, parameter: Tensor) -> bool:
-    try:
-        return tuple(torch.broadcast_shapes(mask.shape, parameter.shape)) == tuple(parameter.shape)
-    except RuntimeError:
-        return False

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fxcompress.pruning.base import Pruner
@@ -46,6 +47,6 @@ class OneshotPruner(Pruner):
     def choose(self) -> None:
         """Ask the masker about every layer."""
         masker = self.masker_class(self.model, self)
-        self._set_masks(
-            {w.name: masker.calc_mask(w.sparsity, w, index) for index, w in enumerate(self.wrappers)}
-        )
+        with torch.no_grad():
+            masks = {w.name: masker.calc_mask(w.sparsity, w, index) for index, w in enumerate(self.wrappers)}
+        self._set_masks(masks, f"{self.masker_class.__name__}.calc_mask")

@@ -4,14 +4,20 @@
     TaylorFOWeightFilterPruner(model, config_list, optimizer, statistics_batch_num=8)    # in the user's loop
 
 With ``data``, batches are run in eval mode and nothing of the model changes. Without, the masks are chosen
-after ``statistics_batch_num`` steps of the optimizer; until then everything is kept.
+after ``statistics_batch_num`` steps of the optimizer; until then everything is kept. In the user's loop
+gradients are those the optimizer steps with (accumulated, clipped, unscaled, reduced over processes), and
+activations those of forward passes with gradients enabled, so that validation between steps is not measured.
+Where ``torch.distributed`` is initialized all processes measure together and choose the same masks; each has
+to be given its share of the data.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -26,12 +32,13 @@ from fxcompress.graph.module import CompiledModule, eval_mode, get_tensor
 from fxcompress.passes.observe import insert_observers, remove_observers
 from fxcompress.pruning.base import LossFn
 from fxcompress.pruning.batches import inputs_of
+from fxcompress.pruning.distributed import added_up
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.scoring import ScoringPruner
 
 
 class MeasuringPruner(ScoringPruner, ABC):
-    """Ranks by sums over batches, one per layer: ``sums[layer name] / batches`` is their mean."""
+    """Ranks by sums over batches, one per layer."""
 
     needs_loss: ClassVar[bool] = False
 
@@ -49,6 +56,10 @@ class MeasuringPruner(ScoringPruner, ABC):
     ) -> None:
         """As the base's, and ``statistics_batch_num``: how many batches of ``data`` (all by default) or steps
         of training (1 by default) are measured before masks are chosen.
+
+        Raises:
+            ConfigError: if there is nothing to measure on: neither data, an optimizer, nor
+                ``statistics_batch_num``, which says that ``use_optimizer`` will be called.
         """
         super().__init__(
             model, config_list, optimizer, example_inputs=example_inputs,
@@ -58,13 +69,19 @@ class MeasuringPruner(ScoringPruner, ABC):
             raise ConfigError(f"statistics_batch_num: expected at least 1, got {statistics_batch_num}")
         self.statistics_batch_num = statistics_batch_num
         self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        """How many measurements each sum holds: one per batch, or per forward pass of training."""
         self.batches = 0
+        """How many batches or steps of training this process has measured."""
+        self._layers: list[str] = []
+        self._watching = False
         missing = [n for n, v in (("data", data), ("loss_fn", loss_fn)) if v is None and self._needs(n)]
-        if missing and optimizer is None:
+        if missing and optimizer is None and (data is not None or statistics_batch_num is None):
             raise ConfigError(
                 f"pruner {self.name!r} measures the model on batches: expected "
-                f"{' and '.join(f'{name}=...' for name in missing)}, got none; pass them, or an optimizer to "
-                f"{type(self).__name__} so that it measures your own training loop"
+                f"{' and '.join(f'{name}=...' for name in missing)}, got none; pass them, or to "
+                f"{type(self).__name__} an optimizer so that it measures your own training loop, or "
+                "statistics_batch_num=... steps if use_optimizer() or a callback gives it one later"
             )
 
     def _needs(self, argument: str) -> bool:
@@ -73,21 +90,91 @@ class MeasuringPruner(ScoringPruner, ABC):
     def choose(self) -> None:
         """Measure if there is data, or wait for training steps."""
         if self.data is not None and not self.batches:
-            _, layers = self._analyzed()
-            self.measure(layers, self._batches(self.data))
+            self.measure(self._measured(), self._batches(self.data))
+            if not self.batches:
+                raise FxcompressError(f"pruner {self.name!r}: data holds no batch")
+            self._add_up()
         if self.batches:
             super().choose()
-        else:
-            _, layers = self._analyzed()
-            self.watch(layers)
+        elif not self._watching:
+            self._start()
+
+    def update_mask(self) -> None:
+        """Choose the masks anew, from what has been measured so far.
+
+        Raises:
+            FxcompressError: if nothing has.
+        """
+        if self.bound_model is not None and not self.batches:
+            raise FxcompressError(
+                f"{type(self).__name__}.update_mask: nothing has been measured yet; the masks are chosen "
+                f"after {self._wanted} steps of training"
+            )
+        watching = self._watching
+        self._stop()
+        super().update_mask()
+        if watching:
+            self._start()
 
     def stepped(self) -> None:
         """Count a step of training; choose the masks after the last one that is measured."""
-        if self.data is None and self.batches < (self.statistics_batch_num or 1):
+        if self._watching:
             self.batches += 1
-            if self.batches == (self.statistics_batch_num or 1):
-                self.unwatch()
+            if self.batches >= self._wanted:
+                self._stop()
+                self._add_up()
                 self.update_mask()
+
+    def export_model(
+        self,
+        model_path: str | os.PathLike[str],
+        mask_path: str | os.PathLike[str] | None = None,
+        onnx_path: str | os.PathLike[str] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """As the base's.
+
+        Raises:
+            FxcompressError: if steps of training are still to be measured, so that no masks are chosen yet.
+        """
+        if self._watching:
+            raise FxcompressError(
+                f"{type(self).__name__}.export_model: {self.batches} of {self._wanted} steps of training "
+                "have been measured and no masks chosen; train what compress() returned further, or make the "
+                "pruner with a smaller statistics_batch_num"
+            )
+        super().export_model(model_path, mask_path, onnx_path, input_shape)
+
+    @property
+    def _wanted(self) -> int:
+        """After how many steps of training the masks are chosen."""
+        return self.statistics_batch_num or 1
+
+    def _measured(self) -> list[Layer]:
+        _, layers = self._analyzed()
+        self._layers = [layer.name for layer in layers]
+        return layers
+
+    def _start(self) -> None:
+        self.watch(self._measured())
+        self._watching = True
+
+    def _stop(self) -> None:
+        if self._watching:
+            self.unwatch()
+            self._watching = False
+
+    def _add_up(self) -> None:
+        """Let the sums be those of all processes."""
+        missing = next((name for name in self._layers if name not in self.sums), None)
+        if missing is not None:
+            raise FxcompressError(
+                f"{missing}: pruner {self.name!r} measured nothing of it in {self.batches} steps: it looks "
+                "at forward passes with gradients enabled, or at gradients in front of an optimizer's steps; "
+                "train the module that compress() returned, and call use_optimizer(optimizer) where the "
+                "pruner was made without one"
+            )
+        self.sums, self.counts = added_up(self.sums, self.counts)
 
     @abstractmethod
     def measure(self, layers: list[Layer], batches: Iterable[Any]) -> None:
@@ -105,6 +192,11 @@ class MeasuringPruner(ScoringPruner, ABC):
         """Add a measurement of one batch, float64 so that long sums stay exact."""
         value = value.detach().double()
         self.sums[layer] = self.sums[layer] + value if layer in self.sums else value
+        self.counts[layer] = self.counts.get(layer, 0) + 1
+
+    def mean(self, layer: Layer) -> Tensor:
+        """The mean measurement of a layer."""
+        return (self.sums[layer.name] / self.counts[layer.name]).float()
 
     def _batches(self, data: Iterable[Any]) -> Iterable[Any]:
         chosen = itertools.islice(data, self.statistics_batch_num)
@@ -119,18 +211,24 @@ class MeasuringPruner(ScoringPruner, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, and the sums."""
-        return super().state_dict() | {"sums": dict(self.sums), "batches": self.batches}
+        measured = {"sums": dict(self.sums), "counts": dict(self.counts), "batches": self.batches}
+        return super().state_dict() | measured
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on measuring, or with the masks chosen."""
-        self.sums, self.batches = dict(state["sums"]), int(state["batches"])
+        self._bound("load_state_dict")
+        if state.get("pruner") == self.name and state["choice"] is not None:
+            self._stop()
         super().load_state_dict(state)
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self.batches = int(state["batches"])
 
 
 class GradientPruner(MeasuringPruner, ABC):
     """Measures a function of every weight and its gradient."""
 
     needs_loss: ClassVar[bool] = True
+    _read: Mapping[str, nn.Parameter] = MappingProxyType({})
 
     @abstractmethod
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -138,7 +236,7 @@ class GradientPruner(MeasuringPruner, ABC):
 
     def importance(self, layer: Layer) -> Tensor:
         """The mean of the contributions."""
-        return layer.rule.canonical(layer.call, (self.sums[layer.name] / self.batches).float())
+        return layer.rule.canonical(layer.call, self.mean(layer))
 
     def measure(self, layers: list[Layer], batches: Iterable[Any]) -> None:
         """Run forward and backward on every batch, in eval mode."""
@@ -154,24 +252,20 @@ class GradientPruner(MeasuringPruner, ABC):
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                     self.add(name, self._of(weight, gradient))
                 self.batches += 1
-        if not self.batches:
-            raise FxcompressError(f"pruner {self.name!r}: data holds no batch")
 
     def watch(self, layers: list[Layer]) -> None:
-        """Read the gradients in front of every step of the optimizer."""
-        if self.optimizer is None:
-            raise ConfigError(f"pruner {self.name!r}: expected data=... or an optimizer, got neither")
-        weights = self._weights(layers)
-
-        def read(*_: Any) -> None:
-            for name, weight in weights.items():
-                self.add(name, self._of(weight, weight.grad))
-
-        self._handle = self.optimizer.register_step_pre_hook(read)
+        """Read the gradients in front of every step of the optimizer from now on."""
+        self._read = self._weights(layers)
 
     def unwatch(self) -> None:
         """Stop reading gradients."""
-        self._handle.remove()
+        self._read = {}
+
+    def about_to_step(self, scale: float) -> None:
+        """Add what the optimizer is about to step with."""
+        for name, weight in self._read.items():
+            if weight.grad is not None:
+                self.add(name, self._of(weight, weight.grad / scale if scale != 1 else weight.grad))
 
     def _of(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
         return torch.zeros_like(weight) if gradient is None else self.contribution(weight.detach(), gradient)
@@ -204,33 +298,27 @@ class ActivationPruner(MeasuringPruner, ABC):
     def contribution(self, values: Tensor) -> Tensor:
         """What one batch adds, ``[n]``, from ``values`` ``[n, samples]``."""
 
-    def mean(self, layer: Layer) -> Tensor:
-        """The mean contribution, ``[n]``."""
-        return (self.sums[layer.name] / self.batches).float()
-
     def measure(self, layers: list[Layer], batches: Iterable[Any]) -> None:
         """Run every batch through an observed copy of the graph, in eval mode."""
         module = self._bound("measure")
         twin = module.fork(compiled=False)
-        self._observe(twin, layers)
+        self._observe(twin, layers, training=False)
         twin.recompile()
         with eval_mode(twin), torch.no_grad():
             for batch in batches:
                 args, kwargs = inputs_of(module, batch)
                 twin(*args, **kwargs)
                 self.batches += 1
-        if not self.batches:
-            raise FxcompressError(f"pruner {self.name!r}: data holds no batch")
 
     def watch(self, layers: list[Layer]) -> None:
         """Observe the graph that the user trains."""
-        self._observe(self._bound("watch"), layers)
+        self._observe(self._bound("watch"), layers, training=True)
 
     def unwatch(self) -> None:
         """Take the observers out of the graph again."""
         remove_observers(self._bound("unwatch"))
 
-    def _observe(self, module: CompiledModule, layers: list[Layer]) -> None:
+    def _observe(self, module: CompiledModule, layers: list[Layer], *, training: bool) -> None:
         places: dict[str, Any] = {}
         for layer in layers:
             place = self.observed(layer)
@@ -242,6 +330,11 @@ class ActivationPruner(MeasuringPruner, ABC):
 
         def told(name: str) -> Any:
             dim = places[name][1]
-            return lambda x: self.add(name, self.contribution(x.movedim(dim, 0).flatten(1)))
 
-        insert_observers(module, {name: (node.name, told(name)) for name, (node, _) in places.items()})
+            def look(x: Tensor) -> None:
+                self.add(name, self.contribution(x.movedim(dim, 0).flatten(1)))
+
+            return look
+
+        found = {name: (node.name, told(name)) for name, (node, _) in places.items()}
+        insert_observers(module, found, training=training)

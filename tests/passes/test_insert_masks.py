@@ -13,7 +13,13 @@ import fxcompress
 from fxcompress import ops
 from fxcompress.errors import PassError
 from fxcompress.graph.module import CompiledModule
-from fxcompress.passes.insert_masks import insert_masks, mask_activation, restrict_statistics
+from fxcompress.passes.insert_masks import (
+    accept_masks,
+    insert_masks,
+    mask_activation,
+    own_masks,
+    restrict_statistics,
+)
 from tests.helpers import EXACT, Function, image, ready, relative_error, row_mask, run, targets
 
 X = image(3, 4)
@@ -78,9 +84,39 @@ def test_new_masks_come_on_top_of_those_that_are_there() -> None:
     insert_masks(module, {"a.weight": row_mask(torch.ones(6, 4), [0])})
     assert len(module.graph.nodes) == before
     assert module.get_buffer("a.weight_mask").any(1).tolist() == [False, False, False, True, True, True]
-    assert old.any(1).tolist() == [True, False, False, True, True, True], (
-        "the buffer may be shared with a fork"
-    )
+    assert module.get_buffer("a.weight_mask") is old, "in place: what is compiled goes on reading it"
+
+
+def test_a_fork_with_masks_of_its_own_leaves_those_of_its_origin_alone() -> None:
+    module = masked()[1]
+    twin = module.fork()
+    own_masks(twin)
+    insert_masks(twin, {"a.weight": row_mask(torch.ones(6, 4), [0])})
+    assert twin.get_buffer("a.weight_mask").any(1).tolist() == [False, False, False, True, True, True]
+    assert module.get_buffer("a.weight_mask").any(1).tolist() == [True, False, False, True, True, True]
+    assert twin.get_parameter("a.weight") is module.get_parameter("a.weight")
+
+
+def test_a_state_dict_brings_masks_for_parameters_without_one() -> None:
+    module, fresh = masked()[1], fxcompress.capture(net(), X)
+    accept_masks(fresh)
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(fresh.get_buffer("a.weight_mask"), module.get_buffer("a.weight_mask"))
+    assert relative_error(run(fresh, (X,)), run(module, (X,))) <= EXACT
+    other = fxcompress.capture(net(), X)
+    insert_masks(other, {"b.weight": row_mask(torch.ones(2, 6), [0])})
+    module.load_state_dict(fresh.state_dict())
+    accept_masks(module)
+    module.load_state_dict(other.state_dict())
+    assert bool(module.get_buffer("a.weight_mask").all()), "masks that the state lacks keep everything"
+    assert module.get_buffer("b.weight_mask").any(1).tolist() == [False, True]
+
+
+def test_a_dense_state_dict_lacks_the_masks() -> None:
+    module = masked()[1]
+    accept_masks(module)
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "a.weight_mask"'):
+        module.load_state_dict(net().state_dict())
 
 
 def test_every_call_of_a_module_called_twice_reads_through_the_mask() -> None:

@@ -1,0 +1,223 @@
+"""Lightning's loop with a pruner: by its real trainer where it is installed, else by one of its interface."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from fxcompress.errors import FxcompressError
+from fxcompress.pruning import (
+    ActivationAPoZRankFilterPruner,
+    L1FilterPruner,
+    TaylorFOWeightFilterPruner,
+    get_masks,
+)
+from tests.processes import CONFIG, batches, net
+
+MODULE = "fxcompress.callbacks.lightning"
+X = batches(1)[0][0]
+MEASURING = [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner]
+
+
+class Callback:
+    """What ``lightning.pytorch.callbacks.Callback`` is to a subclass."""
+
+    def __init__(self) -> None: ...
+
+
+@pytest.fixture
+def callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """``PruningCallback`` over the interface above."""
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.callbacks"):
+        module = ModuleType(name)
+        module.Callback = Callback  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    yield importlib.import_module(MODULE).PruningCallback
+    sys.modules.pop(MODULE, None)
+
+
+class Lit(nn.Module):
+    """A LightningModule: the network is an attribute, the optimizer is made when fitting begins."""
+
+    def __init__(self, network: nn.Module, *, automatic: bool) -> None:
+        super().__init__()
+        self.network, self.automatic = network, automatic
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        unrelated = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        return [unrelated, torch.optim.SGD(self.network.parameters(), lr=0.05)]
+
+
+def fit(model: Lit, callback: Any, epochs: int = 2) -> SimpleNamespace:
+    """The calls Lightning makes; with automatic optimization backward runs within ``optimizer.step``."""
+    trainer = SimpleNamespace(optimizers=model.configure_optimizers(), current_epoch=0)
+    optimizer = trainer.optimizers[1]
+    callback.on_train_start(trainer, model)
+    for trainer.current_epoch in range(epochs):
+        callback.on_train_epoch_start(trainer, model)
+        for x, y in batches():
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                loss = cross_entropy(model.network(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                return loss
+
+            if model.automatic:
+                optimizer.step(closure=closure)
+            else:
+                closure()
+                optimizer.step()
+    return trainer
+
+
+def by_hand(cls: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sums and weights of the same two epochs with an optimizer given to the pruner."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    pruner = cls(model, CONFIG, optimizer, example_inputs=X, statistics_batch_num=3)
+    module = pruner.compress()
+    for x, y in batches() * 2:
+        optimizer.zero_grad()
+        cross_entropy(module(x), y).backward()
+        optimizer.step()
+    return pruner.sums, module.state_dict()
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+@pytest.mark.parametrize("cls", MEASURING)
+def test_fitting_masks_and_trains_what_a_loop_of_ones_own_does(
+    cls: Any, automatic: bool, callback: Any
+) -> None:
+    pruner = cls(net(), CONFIG, example_inputs=X, statistics_batch_num=3)
+    model = Lit(pruner.compress(), automatic=automatic)
+    trainer = fit(model, callback(pruner))
+    assert pruner.optimizer is trainer.optimizers[1], "the one that trains the masked layers"
+    assert (pruner.steps, pruner.epoch) == (8, 1)
+    sums, weights = by_hand(cls)
+    assert all(torch.equal(pruner.sums[name], value) for name, value in sums.items())
+    found = model.network.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_fitting_again_watches_the_new_optimizer_only(callback: Any) -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    model = Lit(pruner.compress(), automatic=True)
+    following = callback(pruner)
+    first = fit(model, following, epochs=1)
+    assert pruner.steps == 4
+    fit(model, following, epochs=1)
+    assert pruner.steps == 8
+    first.optimizers[1].step()
+    assert pruner.steps == 8
+
+
+def test_an_optimizer_that_the_pruner_has_stays(callback: Any) -> None:
+    network = net()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    pruner = L1FilterPruner(network, CONFIG, optimizer, example_inputs=X)
+    model = Lit(pruner.compress(), automatic=True)
+    callback(pruner).on_train_start(SimpleNamespace(optimizers=[optimizer], current_epoch=0), model)
+    optimizer.step()
+    assert pruner.steps == 1
+
+
+def test_a_checkpoint_restores_model_then_pruner(callback: Any) -> None:
+    pruner = TaylorFOWeightFilterPruner(net(), CONFIG, example_inputs=X, statistics_batch_num=3)
+    model = Lit(pruner.compress(), automatic=True)
+    saving = callback(pruner)
+    fit(model, saving)
+    again = TaylorFOWeightFilterPruner(net(2), CONFIG, example_inputs=X, statistics_batch_num=3)
+    resumed = Lit(again.compress(), automatic=True)
+    loading = callback(again)
+    assert loading.state_key == saving.state_key
+    resumed.load_state_dict(model.state_dict())
+    loading.load_state_dict(saving.state_dict())
+    loading.on_train_start(SimpleNamespace(optimizers=resumed.configure_optimizers()), resumed)
+    assert (again.steps, again.epoch) == (8, 1)
+    assert torch.equal(resumed.network(X), model.network(X))
+    assert get_masks(resumed.network).keys() == {"0", "2"}
+
+
+def test_what_is_trained_has_to_be_what_was_compressed(callback: Any) -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    trainer = SimpleNamespace(optimizers=[])
+    with pytest.raises(FxcompressError, match=r"L1FilterPruner has not compressed .*pruner\.compress\(\)"):
+        callback(pruner).on_train_start(trainer, Lit(net(), automatic=True))
+    pruner.compress()
+    with pytest.raises(FxcompressError, match=r"the trained Lit does not hold the module .*without masks"):
+        callback(pruner).on_train_start(trainer, Lit(pruner.model, automatic=True))
+
+
+def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.callbacks", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'fxcompress\[lightning\]'"):
+        importlib.import_module(MODULE)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="Lightning is not installed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("automatic", [True, False])
+@pytest.mark.parametrize("cls", MEASURING)
+def test_the_real_trainer_does_the_same(cls: Any, automatic: bool, tmp_path: Path) -> None:
+    lightning = importlib.import_module("lightning.pytorch")
+    real = importlib.reload(importlib.import_module(MODULE)).PruningCallback
+
+    class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network, self.automatic_optimization = network, automatic
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.network.parameters(), lr=0.05)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            loss = cross_entropy(self.network(batch[0]), batch[1])
+            if not automatic:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            return loss
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.network(batch[0])
+
+    def run(epochs: int, checkpoint: str | None = None) -> tuple[Any, Any]:
+        pruner = cls(net(), CONFIG, example_inputs=X, statistics_batch_num=3)
+        model = Model(pruner.compress())
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        quiet = dict.fromkeys(off, False)
+        trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[real(pruner)], **quiet)
+        loader: DataLoader[Any] = DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
+        trainer.fit(model, loader, loader, ckpt_path=checkpoint)
+        return pruner, trainer
+
+    pruner, trainer = run(2)
+    sums, weights = by_hand(cls)
+    assert all(torch.equal(pruner.sums[name], value) for name, value in sums.items())
+    found = pruner.bound_model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    resumed, _ = run(3, str(tmp_path / "saved.ckpt"))
+    assert (resumed.steps, resumed.epoch) == (12, 2)
+    masks = get_masks(pruner.bound_model)
+    assert all(
+        torch.equal(mask["weight"], masks[name]["weight"])
+        for name, mask in get_masks(resumed.bound_model).items()
+    )
