@@ -81,7 +81,7 @@ def find_layers(
         if found is None:
             missing[name] = "its weight takes no part in the captured (eval mode) forward pass"
             continue
-        if values is None and not isinstance(found[0].args[found[1].weight], Reference):
+        if values is None and not isinstance(flow.behind_mask(found[0].args[found[1].weight]), Reference):
             values = propagate_constants(module, flow)
         layers.append(_layer(module, flow, values, name, chosen, *found))
     return layers, missing
@@ -106,7 +106,7 @@ def _layer(
 ) -> Layer:
     axes = flow.axes(call.node)
     source, bias = (
-        flow.canonical(ref) if ref is not None else None
+        flow.canonical(flow.behind_mask(ref)) if ref is not None else None
         for ref in (call.args[rule.weight], call.get(rule.bias))
     )
     weight = get_tensor(module, source) if isinstance(source, Reference) else None

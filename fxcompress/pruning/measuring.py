@@ -88,6 +88,10 @@ class MeasuringPruner(ScoringPruner, ABC):
                 self.unwatch()
                 self.update_mask()
 
+    def forget(self) -> None:
+        """Drop what was measured: the next choice measures the model as it is then."""
+        self.sums, self.batches = {}, 0
+
     @abstractmethod
     def measure(self, layers: list[Layer], batches: Iterable[Any]) -> None:
         """Fill ``sums`` and count ``batches``."""

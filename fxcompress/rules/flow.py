@@ -61,12 +61,12 @@ class Flow:
 
     def count_reads(self, refs: Iterable[Ref]) -> None:
         """Count one reader of each parameter among ``refs``, to know which are shared between calls."""
-        names = {self.canonical(self._behind_mask(ref)) for ref in refs}
+        names = {self.canonical(self.behind_mask(ref)) for ref in refs}
         for name in names:
             if isinstance(name, str):
                 self.map.uses[name] = self.map.uses.get(name, 0) + 1
 
-    def _behind_mask(self, ref: Ref) -> Ref:
+    def behind_mask(self, ref: Ref) -> Ref:
         """The parameter that a mask product stands for."""
         masked = isinstance(ref, fx.Node) and "masked_parameter" in ref.meta
         return Reference(ref.meta["masked_parameter"]) if masked else ref  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ class Flow:
         Of a weight computed from parameters it holds for the dimensions of these that pass through (not for
         those a norm sums over): say it before the dimension is merged with that of the input.
         """
-        ref = self.canonical(self._behind_mask(parameter))
+        ref = self.canonical(self.behind_mask(parameter))
         if isinstance(ref, str):
             self.map.read_dims.add((ref, dim))
         elif ref in self.computed:
