@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from fxcompress.config.settings import AMOUNTS, PruningSettings
 from fxcompress.errors import ConfigError, FxcompressError
-from fxcompress.pruning.scheduled import ScheduledPruner
+from fxcompress.pruning.scheduled import ScheduledPruner, decimal
 
 
 class EpochPruner(ScheduledPruner, ABC):
@@ -56,7 +56,7 @@ class EpochPruner(ScheduledPruner, ABC):
         if epoch == end:
             return final
         progress = (epoch - goal.start_epoch) / (end - goal.start_epoch)
-        return self.between(goal.initial_sparsity, final, progress)
+        return decimal(self.between(goal.initial_sparsity, final, progress))
 
     def update_epoch(self, epoch: int) -> None:
         """Tell the pruner that epoch number ``epoch`` (from 0) begins; masks may change now.

@@ -77,9 +77,11 @@ class IterativePruner(EpochPruner):
         return self._bound("advance")
 
     def move(self) -> None:
-        """Choose, remove, and carry on with the smaller module."""
+        """Choose, remove, and carry on with the smaller module; while the schedule stands at 0, nothing."""
         from fxcompress.compiler import speedup  # the compiler lies above the algorithms
 
+        if not any(map(self.amount, self.goals.values())):
+            return
         self.update_mask()
         masked = self._bound("update_epoch")
         small = speedup(masked, verify=self.verify)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fxcompress.config.settings import AMOUNTS, PruningSettings
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.graph.module import CompiledModule, get_tensor
-from fxcompress.pruning.scheduled import ScheduledPruner
+from fxcompress.pruning.scheduled import ScheduledPruner, decimal
 
 
 @final
@@ -76,7 +76,7 @@ class LotteryTicketPruner(ScheduledPruner):
         final = goal.goal or 0.0
         if self.round >= self.rounds:
             return final
-        return float(1 - (1 - final) ** (max(self.round, 0) / self.rounds))
+        return decimal(1 - (1 - final) ** (max(self.round, 0) / self.rounds))
 
     def bind(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
         """Keep a copy of everything a round rewinds."""

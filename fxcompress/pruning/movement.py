@@ -28,6 +28,7 @@ from fxcompress.graph.calls import Reference
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.passes.insert_masks import insert_masks
 from fxcompress.pruning.layers import Layer
+from fxcompress.pruning.scheduled import decimal
 from fxcompress.pruning.scoring import Choice, ScoringPruner
 from fxcompress.pruning.units import Units
 from fxcompress.rules.flow import Flow
@@ -39,9 +40,10 @@ class MovementPruner(ScoringPruner):
 
     After ``t`` steps ``s_t = s (1 − (1 − (t − t_w)/(t_c − t_w))³)`` is masked, nothing before ``t_w =
     warm_up_step`` and ``s`` from ``t_c = cool_down_beginning_step`` on; masks follow the scores at every
-    step. Scores of different layers compare as they are (``total_sparsity``). With granularity ``out_channel``
-    whole rows go, by the sum of their scores: until ``finish()`` only weights and biases of the selected
-    layers are masked, as behind a masked norm no gradient would say that a channel should come back.
+    step. Scores of different layers compare as they are (``total_sparsity``). With granularity
+    ``out_channel`` whole rows go, by the sum of their scores: until ``finish()`` only weights and biases of
+    the selected layers are masked, as behind a masked norm no gradient would say that a channel should come
+    back.
 
     Args:
         lr: how fast scores move.
@@ -130,7 +132,7 @@ class MovementPruner(ScoringPruner):
             return target
         if self.steps < start:
             return 0.0
-        return target * (1 - (1 - (self.steps - start) / (end - start)) ** 3)
+        return decimal(target * (1 - (1 - (self.steps - start) / (end - start)) ** 3))
 
     def choose(self) -> None:
         """Mask the lowest scores; nothing while the schedule stands at 0."""

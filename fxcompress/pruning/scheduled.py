@@ -96,7 +96,10 @@ class ScheduledPruner(Pruner, ABC):
 
     @abstractmethod
     def amount(self, goal: PruningSettings) -> float:
-        """The share to mask now of a layer (or group of layers) that is to lose ``goal.goal`` in the end."""
+        """The share to mask now of a layer (or group of layers) that is to lose ``goal.goal`` in the end.
+
+        ``decimal`` of what a formula gives.
+        """
 
     def bind(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
         """Work on ``module``, and let the criteria do so."""
@@ -173,6 +176,11 @@ class ScheduledPruner(Pruner, ABC):
                 "use the config list that it was made with"
             )
         return criterion
+
+
+def decimal(amount: float) -> float:
+    """The number that a formula means: ``0.8 + (0.2 − 0.8)`` is 0.2, or ``floor(s · n)`` is one too low."""
+    return round(amount, 12)
 
 
 def _plain(choice: Choice) -> dict[str, Any]:
