@@ -41,7 +41,8 @@ class PruningSettings:
         """These settings with ``amount`` in the place of the goal, for a moment of a schedule."""
         if self.total_sparsity is not None:
             return replace(self, total_sparsity=amount)
-        return replace(self, sparsity=amount, final_sparsity=None)
+        sources = {"sparsity" if key == "final_sparsity" else key: i for key, i in self.sources.items()}
+        return replace(self, sparsity=amount, final_sparsity=None, sources=sources)
 
     def given(self) -> dict[str, Any]:
         """The keys that config entries gave, with their values."""

@@ -91,7 +91,8 @@ class IterativePruner(EpochPruner):
             criterion.lost = dict(Counter(criterion.lost) + Counter(criterion.removed))
             criterion.removed = {}
         self._grown = []
-        self.bind(small, self.settings)
+        there = dict(small.named_modules())
+        self.bind(small, {name: s for name, s in self.settings.items() if name in there})
 
     def _ranked(self) -> list[ScoringPruner]:
         return [criterion for criterion in self.criteria.values() if isinstance(criterion, ScoringPruner)]

@@ -175,9 +175,9 @@ class MovementPruner(ScoringPruner):
             return
         module = self._bound("step")
         for name, mask in self._masks(module).items():
-            if mask.grad is not None:
+            if mask.grad is not None and bool(mask.grad.isfinite().all()):  # else a scaler skipped a step
                 self.scores[name] = self.scores[name].to(mask.device) - self.lr * mask.grad
-                mask.grad = None
+            mask.grad = None
         self._unwatch()
         if self.steps >= self.warm_up_step:
             self.update_mask()

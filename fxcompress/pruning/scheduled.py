@@ -140,9 +140,9 @@ class ScheduledPruner(Pruner, ABC):
         """
         masks = {} if self.bound_model is None else read_masks(self.bound_model)
         choices = {
-            name: None if criterion.choice is None else _plain(criterion.choice)
+            name: _plain(criterion.choice)
             for name, criterion in self.criteria.items()
-            if isinstance(criterion, ScoringPruner)
+            if self.keep_pruned and isinstance(criterion, ScoringPruner) and criterion.choice is not None
         }
         return super().state_dict() | {
             "masks": {name: mask.bool() for name, mask in masks.items()},
@@ -164,7 +164,7 @@ class ScheduledPruner(Pruner, ABC):
                 self._ranking(name).restore(choice)
             self._grown.append(grown)
         for name, given in state["choices"].items():
-            self._ranking(name).choice = None if given is None else Choice(**given)
+            self._ranking(name).choice = Choice(**given)
         write_masks(module, state["masks"])
 
     def _ranking(self, name: str) -> ScoringPruner:

@@ -158,7 +158,7 @@ class ScoringPruner(Pruner, ABC):
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
         module = self._bound("choose")
         if choice.units is not None and bool(choice.units.any()):
-            mask_units(module, flow, self._units(flow), choice.units.numpy())
+            mask_units(module, flow, self._units(flow), choice.units.cpu().numpy())
         masks: dict[str, Tensor] = {}
         for layer in layers:
             if layer.name in choice.weights:
@@ -166,6 +166,9 @@ class ScoringPruner(Pruner, ABC):
             if layer.name in choice.rows and choice.units is None:
                 masks |= layer.row_masks(module, choice.rows[layer.name])
         insert_masks(module, masks)
+        if any(layer.weight_name is None for layer in layers):  # masked in the graph, not at a parameter
+            module.graph.lint()
+            module.recompile()
 
     def _note(self, notes: list[str]) -> None:
         """Keep new notes with the module and warn of them, once each."""

@@ -372,6 +372,7 @@ def test_the_keys_of_a_schedule_merge_like_others_and_the_latest_amount_holds() 
     assert (fc.sparsity, fc.final_sparsity, fc.goal, fc.end_epoch, fc.frequency) == (None, 0.9, 0.9, 8, 2)
     assert (stem.sparsity, stem.total_sparsity, stem.goal) == (None, 0.3, 0.3)
     assert (fc.at(0.2).sparsity, fc.at(0.2).final_sparsity) == (0.2, None)
+    assert fc.at(0.2).given() == {"sparsity": 0.2, "initial_sparsity": 0.1, "end_epoch": 8, "frequency": 2}
     assert (stem.at(0.2).sparsity, stem.at(0.2).total_sparsity) == (None, 0.2)
 
 

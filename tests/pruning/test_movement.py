@@ -87,6 +87,16 @@ def test_gradients_of_several_backward_passes_count_and_those_of_evaluation_do_n
     torch.testing.assert_close(pruner.scores[""], by_hand, rtol=0, atol=1e-6)
 
 
+def test_gradients_that_overflowed_leave_the_scores_alone() -> None:
+    pruner, module, optimizer = linear(warm_up_step=5, cool_down_beginning_step=6)
+    module.train()
+    (module(X) * torch.inf).sum().backward()  # a GradScaler would skip this step
+    step(module, optimizer)
+    assert pruner.scores[""].isfinite().all()
+    step(module, optimizer)
+    assert pruner.scores[""].ne(0).all()
+
+
 def test_the_schedule_is_cubic_between_warm_up_and_cool_down() -> None:
     model = nn.Linear(1000, 1)
     optimizer = sgd(model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxcompress
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.pruning import (
+    PRUNERS,
     ADMMPruner,
     AGPPruner,
     EpochPruner,
@@ -25,7 +26,7 @@ from fxcompress.pruning import (
     get_masks,
     register,
 )
-from tests.helpers import image
+from tests.helpers import image, ready
 from tests.pruning.training import SUBJECTS, check_speedup, rows, same_masks, sgd, through_file, train, zeros
 
 pytestmark = pytest.mark.filterwarnings("ignore:fxcompress.*not pruned")
@@ -227,6 +228,77 @@ def test_training_under_a_schedule_ends_in_an_exact_small_model(
     else:
         for layer, masked in zeros(module).items():
             assert masked == module.get_submodule(layer).get_parameter("weight").numel() // 2
+
+
+@pytest.mark.parametrize("criterion", sorted(PRUNERS))
+def test_every_criterion_can_be_driven(criterion: str) -> None:
+    make, x = SUBJECTS["convnet"]
+    model = make()
+    layer = "7" if criterion == "wanda" else "0"
+    config = [{"sparsity": 0.5, "end_epoch": 4, "frequency": 2, "op_names": [layer]}]
+    pruner = LinearPruner(
+        model, config, sgd(model), pruning_algorithm=criterion, example_inputs=x,
+        data=[(x, 0.0)], loss_fn=lambda output, _: output.square().mean(),
+    )  # fmt: skip
+    module = pruner.compress()
+    got = []
+    for epoch in range(5):
+        pruner.update_epoch(epoch)
+        masks = get_masks(module)
+        got.append({name: float((m["weight"] == 0).double().mean()) for name, m in masks.items()})
+        train(module, torch.optim.SGD(module.parameters(), lr=0.05), x, 1)
+    assert got[1] == {}
+    assert [g[layer] for g in got[2:]] == [0.25, 0.25, 0.5]
+    check_speedup(module, x)
+
+
+@pytest.mark.parametrize("algorithm", ["l1", "level"])
+def test_weights_computed_from_parameters_are_masked_anew_too(algorithm: str) -> None:
+    torch.manual_seed(0)
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+    model = ready(nn.Sequential(normed, nn.Sigmoid(), nn.Linear(8, 3)))
+    x = image(4, 6)
+    optimizer = sgd(model)
+    config = [{"sparsity": 0.5, "end_epoch": 2, "op_names": ["0"]}]
+    pruner = LinearPruner(model, config, optimizer, pruning_algorithm=algorithm, example_inputs=x)
+    module = pruner.compress()
+    got = []
+    for epoch in range(3):
+        pruner.update_epoch(epoch)
+        masks = [v for n, v in module.state_dict().items() if "mask" in n and v.numel() in (48, 8)]
+        got.append(sorted({int((mask == 0).sum()) for mask in masks}))
+        train(module, optimizer, x)
+        check_speedup(module, x)
+    assert got == ([[], [12], [24]] if algorithm == "level" else [[], [2], [4]])
+
+
+def test_a_checkpoint_brings_back_mask_nodes_that_came_one_after_the_other() -> None:
+    """Two sigmoids: behind the narrow layer nothing is masked at first."""
+
+    def start(seed: int) -> tuple[LinearPruner, Any]:
+        torch.manual_seed(seed)
+        layers = [nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2), nn.Sigmoid(), nn.Linear(2, 3)]
+        model = ready(nn.Sequential(*layers), seed)
+        config = [{"sparsity": 0.6, "end_epoch": 2}]
+        pruner = LinearPruner(model, config, pruning_algorithm="l1", example_inputs=image(4, 4))
+        return pruner, pruner.compress()
+
+    def masks(module: nn.Module) -> int:
+        return sum("activation_mask" in name for name in module.state_dict())
+
+    pruner, module = start(1)
+    counts = []
+    for epoch in range(3):
+        pruner.update_epoch(epoch)
+        counts.append(masks(module))
+    assert counts == [0, 1, 2]
+    other, twin = start(2)
+    state = through_file([pruner.state_dict(), module.state_dict()])
+    other.load_state_dict(state[0])
+    assert same_masks(module, twin)
+    twin.load_state_dict(state[1])
+    assert torch.equal(module(image(4, 4)), twin(image(4, 4)))
+    check_speedup(twin, image(4, 4))
 
 
 @pytest.mark.parametrize("algorithm", ["l1", "level"])
