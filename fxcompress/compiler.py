@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.config import known_pruners, parse, select, targets_of_model
+from fxcompress.config import known_pruners, parse, refuse_schedule, select, targets_of_model
 from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import ConfigError, SpeedupError
 from fxcompress.export.masks import check_masks, is_activation, load_masks
@@ -23,7 +23,7 @@ from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.passes.compact import compact, compacted_layers
 from fxcompress.passes.insert_masks import accept_masks, insert_masks, mask_layer, own_masks
 from fxcompress.passes.propagate import Analysis
-from fxcompress.passes.shrink import shrink
+from fxcompress.passes.shrink import Slices, after, shrink
 from fxcompress.passes.verify import TOLERANCE, tolerance
 from fxcompress.passes.verify import verify as verify_pair
 from fxcompress.pruning import PRUNERS
@@ -68,6 +68,12 @@ def compile(
     if isinstance(model, nn.Module) and not isinstance(dependency_aware, bool):
         raise ConfigError(f"dependency_aware: expected True or False, got {dependency_aware!r}")
     selection = select(parse(config_list), targets_of_model(model), known_pruners(), captured=False)
+    refuse_schedule(
+        selection,
+        (),
+        "compile() has no training loop, so no schedule: give 'sparsity' alone, or use a pruner that has "
+        "one, such as fxcompress.pruning.AGPPruner",
+    )
     if selection.quantization or selection.deferred:
         name = next(iter(selection.quantization), None) or selection.deferred[0].value
         raise ConfigError(
@@ -123,6 +129,8 @@ def speedup(
         masked = _with_masks(masked, masks)
     small = masked.fork(compiled=False)
     folded, again = False, True
+    named = masked.named_parameters(remove_duplicate=False)
+    origin: dict[str, Slices] = {name: (None,) * parameter.dim() for name, parameter in named}
     stayed: list[_Stayed] = []
     unruled: list[tuple[str, str]] | None = None
     while again:
@@ -133,11 +141,14 @@ def speedup(
         now = compact(small, found, round_to=round_to)
         done = shrink(small, now.flow, now.values, now.kept)
         folded, again = folded or done.folded, done.again or now is not found
+        origin = {name: after(origin[name], s) for name, s in done.slices.items() if name in origin}
     if verify:
         allowed = tolerance(masked) if folded else TOLERANCE
         passes = ("propagate", "shrink")
         verify_pair(masked, small, masked.example_inputs, tolerance=allowed, passes=passes)
     small.train(masked.training)
+    left = dict(small.named_parameters(remove_duplicate=False))
+    small.origin = {name: slices for name, slices in origin.items() if name in left}
     kept = [*((row.layer, row.told(small)) for row in stayed), *(unruled or ())]
     small.report = make_report(masked, small, masked.example_inputs, kept, masked.notes)
     return small

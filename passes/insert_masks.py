@@ -98,6 +98,34 @@ def reset_masks(module: CompiledModule) -> None:
         buffer.fill_(1)
 
 
+def mask_names(module: CompiledModule) -> list[str]:
+    """The name in the state dict of every mask of ``module``."""
+    return [name for name, _ in _mask_buffers(module)]
+
+
+def write_masks(module: CompiledModule, masks: Mapping[str, Tensor]) -> None:
+    """Give the masks of ``module`` the values that ``read_masks`` read; others keep everything.
+
+    Parameters without a mask get one.
+
+    Raises:
+        PassError: if there is neither a mask nor a parameter of that name.
+    """
+    reset_masks(module)
+    known = set(mask_names(module))
+    for name, mask in masks.items():
+        if name in known:
+            get_tensor(module, name).copy_(mask)
+            continue
+        try:
+            insert_masks(module, {name.removesuffix("_mask"): mask}, replace=True)
+        except AttributeError:
+            raise PassError(
+                f"mask {name!r}: this model has neither it nor what it masks; compress it with the config "
+                "list and the version that the masks were saved with"
+            ) from None
+
+
 def read_masks(module: CompiledModule) -> dict[str, Tensor]:
     """A copy of every mask of ``module`` by its name in the state dict."""
     return {name: buffer.detach().clone() for name, buffer in _mask_buffers(module)}

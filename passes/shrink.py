@@ -28,6 +28,9 @@ from fxcompress.rules.flow import Flow
 from fxcompress.rules.rewrite import Shrink
 from fxcompress.rules.values import Values, uniform_slices
 
+Slices = tuple[Tensor | None, ...]
+"""Per dimension the indices that are kept, ``None`` for all."""
+
 
 @dataclass(frozen=True)
 class Shrunk:
@@ -37,6 +40,8 @@ class Shrunk:
     """Constants were folded into parameters, which rounds them to the parameters' dtype once more."""
     again: bool
     """Another round may remove more."""
+    slices: dict[str, Slices]
+    """Parameter → per dimension the slices it consists of now; those of another shape are missing."""
 
 
 def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> Shrunk:
@@ -63,12 +68,12 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         module.graph.erase_node(node)
     erase_unread(module.graph)
-    _slice_tensors(editor)
+    slices = _slice_tensors(editor)
     _update_shapes(editor)
     _drop_unused(module)
     module.graph.lint()
     module.recompile()
-    return Shrunk(editor.folded, editor.again)
+    return Shrunk(editor.folded, editor.again, slices)
 
 
 def _more_is_uniform(editor: Shrink) -> bool:
@@ -135,8 +140,9 @@ def _sliced(value: Tensor, axes: tuple[Axis, ...], editor: Shrink) -> Tensor:
     return value
 
 
-def _slice_tensors(editor: Shrink) -> None:
+def _slice_tensors(editor: Shrink) -> dict[str, Slices]:
     """Replace every parameter and buffer by a copy of its kept block; tied ones stay tied."""
+    slices: dict[str, Slices] = {}
     names: dict[int, list[str]] = defaultdict(list)
     tensors: dict[int, Tensor] = {}
     module = editor.module
@@ -150,11 +156,24 @@ def _slice_tensors(editor: Shrink) -> None:
         edited = editor.edited(Reference(str(reference)))
         value = old.detach() if edited is None else edited
         new = _sliced(value, editor.axes(reference), editor)
+        if value.shape == old.shape:
+            kept = tuple(_indices(axis, editor) for axis in editor.axes(reference))
+            slices.update(dict.fromkeys(aliases, kept))
         new = new.clone() if new.data_ptr() == old.data_ptr() else new
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
         for name in aliases:
             set_tensor(module, name, new)
+    return slices
+
+
+def _indices(axis: Axis, editor: Shrink) -> Tensor | None:
+    return None if editor.keeps_all(axis) else torch.from_numpy(np.flatnonzero(editor.kept(axis)))
+
+
+def after(first: Slices, then: Slices) -> Slices:
+    """The slices of what was there before ``first`` that are left after ``then``."""
+    return tuple(b if a is None else a if b is None else a[b] for a, b in zip(first, then, strict=True))
 
 
 def _update_shapes(editor: Shrink) -> None:

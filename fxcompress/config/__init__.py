@@ -3,7 +3,7 @@
 from fxcompress.config.explain import Explanation, explain, explain_selection
 from fxcompress.config.registry import known_pruners, register_pruner
 from fxcompress.config.schema import Entry, parse
-from fxcompress.config.select import Selection, TotalGroup, select
+from fxcompress.config.select import Selection, TotalGroup, refuse_schedule, select
 from fxcompress.config.settings import PruningSettings, QuantSettings
 from fxcompress.config.targets import Target, targets_of_model
 
@@ -19,6 +19,7 @@ __all__ = [
     "explain_selection",
     "known_pruners",
     "parse",
+    "refuse_schedule",
     "register_pruner",
     "select",
     "targets_of_model",

@@ -18,7 +18,12 @@ from fxcompress.errors import ConfigError
 
 SCOPE_KEYS = ("op_types", "op_names", "op_names_re")
 EXCLUDE_KEYS = ("exclude_op_types", "exclude_op_names", "exclude_op_names_re")
-PRUNING_KEYS = ("pruner", "sparsity", "total_sparsity", "max_sparsity_per_layer", "granularity")
+SCHEDULE_KEYS = (
+    "initial_sparsity", "final_sparsity", "start_epoch", "end_epoch", "frequency", "prune_iterations",
+)  # fmt: skip
+PRUNING_KEYS = (
+    "pruner", "sparsity", "total_sparsity", "max_sparsity_per_layer", "granularity", *SCHEDULE_KEYS,
+)  # fmt: skip
 QUANT_KEYS = ("quantizer", "quant_types", "quant_bits", "quant_dtype", "quant_scheme", "quant_start_step")
 KEYS = (*SCOPE_KEYS, "exclude", *EXCLUDE_KEYS, *PRUNING_KEYS, *QUANT_KEYS)
 
@@ -38,6 +43,17 @@ _EITHER_OR = (
     ),
     (
         "sparsity",
+        "max_sparsity_per_layer",
+        "max_sparsity_per_layer limits total_sparsity: leave it out, or use total_sparsity",
+    ),
+    ("sparsity", "final_sparsity", "they mean the same to a schedule: keep final_sparsity"),
+    (
+        "total_sparsity",
+        "final_sparsity",
+        "total_sparsity is itself the goal of a schedule: leave final_sparsity out",
+    ),
+    (
+        "final_sparsity",
         "max_sparsity_per_layer",
         "max_sparsity_per_layer limits total_sparsity: leave it out, or use total_sparsity",
     ),
@@ -67,6 +83,12 @@ class Entry(BaseModel):
     total_sparsity: _Fraction = None
     max_sparsity_per_layer: Annotated[float | None, PlainValidator(values.limit)] = None
     granularity: Annotated[Granularity, PlainValidator(values.granularity)] = "default"
+    initial_sparsity: _Fraction = None
+    final_sparsity: _Fraction = None
+    start_epoch: Annotated[int, PlainValidator(values.epoch)] = 0
+    end_epoch: Annotated[int | None, PlainValidator(values.epoch)] = None
+    frequency: Annotated[int, PlainValidator(values.count)] = 1
+    prune_iterations: Annotated[int | None, PlainValidator(values.count)] = None
 
     quantizer: Annotated[str | None, PlainValidator(values.quantizer)] = None
     quant_types: Annotated[tuple[str, ...], PlainValidator(values.quant_types)] = ()

@@ -10,11 +10,11 @@ Laws: a later entry wins, key by key; pruning keys and quantization keys do not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxcompress.config.registry import DEFAULT_PRUNER, QUANTIZABLE
-from fxcompress.config.schema import Entry, raise_problems
+from fxcompress.config.schema import SCHEDULE_KEYS, Entry, raise_problems
 from fxcompress.config.scope import DEFAULT, Scope, ScopeFinder, explicit_types
 from fxcompress.config.settings import Merged, PruningSettings, QuantSettings
 from fxcompress.config.targets import Target, nn_types, targets_of_model
@@ -214,8 +214,7 @@ class _Selector:
         without_amount: dict[str, PruningSettings] = {}
         for name, merged in self._merged.items():
             if settings := merged.pruning_settings():
-                amount = settings.sparsity if settings.total_sparsity is None else settings.total_sparsity
-                (without_amount if amount is None else pruning)[name] = settings
+                (without_amount if settings.goal is None else pruning)[name] = settings
             if quant := merged.quant_settings():
                 quantization[name] = quant
         for name, settings in without_amount.items():
@@ -229,6 +228,7 @@ class _Selector:
         selection = Selection(self._targets, pruning, quantization, unselected, tuple(self._deferred))
         self._check_amounts(entries, pruning, without_amount)
         _check_groups(selection)
+        _check_schedules(selection)
         if not (pruning or quantization or self._deferred):
             raise ConfigError(self._nothing(entries))
         return selection
@@ -275,3 +275,42 @@ def _check_groups(selection: Selection) -> None:
                 f"got {got}; give each pruner's layers a total_sparsity of their own"
             )
     raise_problems(problems)
+
+
+def refuse_schedule(selection: Selection, allowed: Collection[str], why: str) -> None:
+    """Refuse keys of schedules other than ``allowed`` for a caller that does not follow them.
+
+    Args:
+        selection: what a config list selected.
+        allowed: keys of `schema.SCHEDULE_KEYS`.
+        why: why the others mean nothing to the caller, and what to do.
+
+    Raises:
+        ConfigError: naming entry and key.
+    """
+    found = {
+        (index, key): None
+        for settings in selection.pruning.values()
+        for key, index in settings.sources.items()
+        if key in SCHEDULE_KEYS and key not in allowed
+    }
+    raise_problems([f"config_list[{index}]: {key}: {why}" for index, key in sorted(found)])
+
+
+def _check_schedules(selection: Selection) -> None:
+    """Refuse schedules that run backwards; keys of one layer may come from several entries."""
+    problems: dict[str, None] = {}
+    for name, settings in selection.pruning.items():
+        goal, end = settings.goal or 0.0, settings.end_epoch
+        where = settings.sources
+        if settings.initial_sparsity > goal:
+            problems[
+                f"config_list[{where['initial_sparsity']}]: initial_sparsity: expected at most the final one "
+                f"({goal:g} for {name!r}), got {settings.initial_sparsity:g}; lower it"
+            ] = None
+        if end is not None and end <= settings.start_epoch:
+            problems[
+                f"config_list[{where['end_epoch']}]: end_epoch: expected more than start_epoch "
+                f"({settings.start_epoch} for {name!r}), got {end}; raise it"
+            ] = None
+    raise_problems(list(problems))

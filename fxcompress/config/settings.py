@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER
 from fxcompress.config.schema import Entry
 from fxcompress.config.values import DEFAULT_BITS, DEFAULT_DTYPE, DEFAULT_SCHEME, Granularity, PerType
+
+AMOUNTS = ("sparsity", "total_sparsity", "final_sparsity")
+"""The keys that say how much is removed in the end: one of them holds."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,26 @@ class PruningSettings:
     total_sparsity: float | None = None
     max_sparsity_per_layer: float | None = None
     granularity: Granularity = "default"
+    initial_sparsity: float = 0.0
+    final_sparsity: float | None = None
+    start_epoch: int = 0
+    end_epoch: int | None = None
+    frequency: int = 1
+    prune_iterations: int | None = None
     sources: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def goal(self) -> float | None:
+        """The share to remove in the end, whichever key gives it."""
+        given = (self.final_sparsity, self.total_sparsity, self.sparsity)
+        return next((amount for amount in given if amount is not None), None)
+
+    def at(self, amount: float) -> PruningSettings:
+        """These settings with ``amount`` in the place of the goal, for a moment of a schedule."""
+        if self.total_sparsity is not None:
+            return replace(self, total_sparsity=amount)
+        sources = {"sparsity" if key == "final_sparsity" else key: i for key, i in self.sources.items()}
+        return replace(self, sparsity=amount, final_sparsity=None, sources=sources)
 
     def given(self) -> dict[str, Any]:
         """The keys that config entries gave, with their values."""
@@ -48,11 +70,11 @@ class Merged:
         self._quantization: dict[str, tuple[object, int]] = {}
 
     def add_pruning(self, entry: Entry) -> None:
-        """Take the entry's pruning keys; of sparsity and total_sparsity only the later one counts."""
+        """Take the entry's pruning keys; of those that say how much only the latest counts."""
         given = entry.pruning
-        for one, other in (("sparsity", "total_sparsity"), ("total_sparsity", "sparsity")):
-            if one in given:
-                self._pruning.pop(other, None)
+        if any(key in given for key in AMOUNTS):
+            for key in AMOUNTS:
+                self._pruning.pop(key, None)
         self._pruning.update({key: (value, entry.index) for key, value in given.items()})
 
     def add_quantization(self, entry: Entry) -> None:

@@ -154,6 +154,20 @@ def step(value: object) -> int:
     return int(value)
 
 
+def epoch(value: object) -> int:
+    """Check the number of an epoch, from 0."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
+        fail("an integer of at least 0", value, "epochs count from 0")
+    return int(value)
+
+
+def count(value: object) -> int:
+    """Check a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        fail("an integer of at least 1", value, "write for example 1")
+    return int(value)
+
+
 def bits(value: object) -> int:
     """Check an integer in 1..32."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= 32:

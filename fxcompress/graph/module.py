@@ -42,6 +42,10 @@ class CompiledModule(fx.GraphModule):
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...]
     batch_is_dynamic: bool
+    origin: Mapping[str, tuple[torch.Tensor | None, ...]]
+    """On a module that ``speedup`` made: parameter → per dimension the slices (indices, ascending) of the
+    parameter of the masked module that it consists of, ``None`` for all of them. Parameters made anew are
+    missing."""
     report: Any
     """What ``speedup`` changed (``fxcompress.report.Report``); ``None`` on any other module."""
 
@@ -64,6 +68,7 @@ class CompiledModule(fx.GraphModule):
         self.example_inputs = ((), {})
         self.notes = ()
         self.batch_is_dynamic = False
+        self.origin = {}
         self.report = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,14 +29,21 @@ def normalized(scores: Tensor) -> Tensor:
 
 
 def choose_units(
-    flow: Flow, units: Units, layers: list[Layer], scores: list[Tensor], group_score: str = "sum"
-) -> tuple[Bools, list[str]]:
-    """The units to prune (``bool[units]``), and notes on layers that cannot lose channels.
+    flow: Flow,
+    units: Units,
+    layers: list[Layer],
+    scores: list[Tensor],
+    group_score: str = "sum",
+    lost: Mapping[tuple[str, ...], int] | None = None,
+) -> tuple[Bools, list[str], dict[tuple[str, ...], int]]:
+    """The units to prune (``bool[units]``), notes on layers that cannot lose channels, and how many units
+    each class of layers (by their names) loses.
 
     A unit is eligible if no operator needs it whole and every layer that makes it is selected. Eligible
     units made by the same layers are ranked together by the sum (``group_score``: or mean, or maximum) of
     the scores of their channels; of ``n`` of them ``floor(s · n)`` go, ``s`` being the smallest sparsity of
-    these layers. Every axis keeps its ``least``.
+    these layers. Every axis keeps its ``least``. What a class has ``lost`` before counts in ``n`` and in what
+    goes.
     """
     number = len(units.fixed)
     total, count = np.zeros(number), np.zeros(number)
@@ -66,10 +74,13 @@ def choose_units(
             for index in who:
                 notes.setdefault(index, f"{layers[index].name}: not pruned: {why}")
             continue
-        _prune_lowest(tables, np.asarray(eligible), total, _share(who, layers, len(eligible)), pruned)
+        gone = (lost or {}).get(tuple(layers[i].name for i in who), 0)
+        going = max(_share(who, layers, len(eligible) + gone) - gone, 0)
+        _prune_lowest(tables, np.asarray(eligible), total, going, pruned)
     _choose_totals(tables, units, layers, total, foreign, pruned)
     touched = {i for unit in np.flatnonzero(pruned).tolist() for i in makers[unit]}
-    return pruned, [note for index, note in sorted(notes.items()) if index not in touched]
+    removed = Counter(tuple(layers[i].name for i in makers[unit]) for unit in np.flatnonzero(pruned).tolist())
+    return pruned, [note for index, note in sorted(notes.items()) if index not in touched], dict(removed)
 
 
 class _Tables:

@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fxcompress.config import Selection, known_pruners, parse, select, targets_of_model
+from fxcompress.config import Selection, known_pruners, parse, refuse_schedule, select, targets_of_model
 from fxcompress.config.registry import PRUNABLE
-from fxcompress.config.settings import PruningSettings
+from fxcompress.config.settings import AMOUNTS, PruningSettings
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.capture import capture
@@ -52,6 +52,8 @@ class Pruner:
     """The name of the algorithm in a config list."""
     op_types: ClassVar[frozenset[str]] = PRUNABLE
     """The operator types it works on; what ``default`` in ``op_types`` of an entry means."""
+    schedule_keys: ClassVar[frozenset[str]] = frozenset()
+    """The keys of schedules in a config entry that it follows; others are refused."""
 
     def __init__(
         self,
@@ -81,7 +83,9 @@ class Pruner:
             ConfigError: naming the entry, the key, what was expected and what was given.
         """
         self.selection = (
-            config_list if isinstance(config_list, Selection) else self._select(model, config_list)
+            config_list
+            if isinstance(config_list, Selection)
+            else self._select(model, config_list, self.name, self.op_types)
         )
         self.model = model
         self.optimizer = optimizer
@@ -120,13 +124,23 @@ class Pruner:
 
     def attach(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
         """Insert masks for the layers in ``settings`` into the captured ``module``."""
+        self.bind(module, settings)
+        accept_masks(module)
+        self.choose()
+
+    def bind(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
+        """Work on the layers in ``settings`` of the captured ``module``; no mask is chosen yet."""
         self.bound_model = module
         self.settings = settings
         self.wrappers = [Wrapper(name, module.get_submodule(name), s) for name, s in settings.items()]
         for name, value in self._attributes.items():
             self.set_wrappers_attribute(name, value)
-        accept_masks(module)
-        self.choose()
+
+    def configure(self, settings: dict[str, PruningSettings]) -> None:
+        """Other settings for the layers it is attached to, from the next choice on."""
+        self.settings = settings
+        for wrapper in self.wrappers:
+            wrapper.configure(settings[wrapper.name])
 
     def calc_mask(self, wrapper: Wrapper) -> Mapping[str, Tensor] | None:
         """The masks of one layer, ``{"weight": 0/1 tensor, "bias": ...}``; ``None`` leaves them as they are.
@@ -312,13 +326,21 @@ class Pruner:
         return self.bound_model
 
     @classmethod
-    def _select(cls, model: nn.Module, config_list: list[dict[str, Any]]) -> Selection:
-        named = [cls._named(e) if isinstance(e, dict) else e for e in config_list]
-        known = {**known_pruners(), cls.name: cls.op_types}
-        return select(parse(named, pruners=known), targets_of_model(model), known, captured=False)
+    def _select(
+        cls, model: nn.Module, config_list: list[dict[str, Any]], pruner: str, op_types: frozenset[str]
+    ) -> Selection:
+        """What the config list selects, ``pruner`` (for ``op_types``) standing where an entry names none."""
+        named = [_named(e, pruner) if isinstance(e, dict) else e for e in config_list]
+        known = {**known_pruners(), pruner: op_types}
+        selection = select(parse(named, pruners=known), targets_of_model(model), known, captured=False)
+        keys = ", ".join(sorted(cls.schedule_keys)) or "no schedule"
+        why = f"{cls.__name__} follows {keys}; leave it out, or use a pruner that has this schedule"
+        refuse_schedule(selection, cls.schedule_keys, why)
+        return selection
 
-    @classmethod
-    def _named(cls, entry: dict[str, Any]) -> dict[str, Any]:
-        """The entry with this algorithm's name where it prunes and names none."""
-        prunes = any(key in entry for key in ("sparsity", "total_sparsity")) and not entry.get("exclude")
-        return {"pruner": cls.name, **entry} if prunes else entry
+
+def _named(entry: dict[str, Any], pruner: str) -> dict[str, Any]:
+    """The entry with the algorithm's name where it prunes and names none."""
+    prunes = any(key in entry for key in AMOUNTS) and not entry.get("exclude")
+    return {"pruner": pruner, **entry} if prunes else entry
+

@@ -120,8 +120,10 @@ def _layer(
     rule: WeightedRule,
 ) -> Layer:
     axes = flow.axes(call.node)
-    source, bias = flow.behind_mask(call.args[rule.weight]), call.get(rule.bias)
-    bias = None if bias is None else flow.behind_mask(bias)
+    source, bias = (
+        flow.canonical(flow.behind_mask(ref)) if ref is not None else None
+        for ref in (call.args[rule.weight], call.get(rule.bias))
+    )
     weight = get_tensor(module, source) if isinstance(source, Reference) else None
     if weight is None and values is not None:
         weight = values.known(source)

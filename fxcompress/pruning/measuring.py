@@ -176,6 +176,10 @@ class MeasuringPruner(ScoringPruner, ABC):
             )
         self.sums, self.counts = added_up(self.sums, self.counts)
 
+    def forget(self) -> None:
+        """Drop what was measured: the next choice measures the model as it is then."""
+        self.sums, self.counts, self.batches = {}, {}, 0
+
     @abstractmethod
     def measure(self, layers: list[Layer], batches: Iterable[Any]) -> None:
         """Fill ``sums`` and count ``batches``."""

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,11 @@ class Choice:
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Layer → its weight's mask."""
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """Layer → ``bool[outputs]``: the output channels it keeps."""
+    """Layer → ``bool[outputs]``: the output channels it keeps, where it loses any."""
+
+
+LOWEST = -1e20
+"""The score of what has to go first: finite, so that sums over pieces stay so in float32."""
 
 
 class ScoringPruner(Pruner, ABC):
@@ -47,7 +52,13 @@ class ScoringPruner(Pruner, ABC):
     group_score: ClassVar[str] = "sum"
     """How the scores of coupled channels become one: ``"sum"``, ``"mean"`` or ``"max"``."""
 
+    keep_pruned: bool = False
+    """Whether what the last choice masked is masked by the next one too."""
     choice: Choice | None = None
+    removed: Mapping[tuple[str, ...], int] = MappingProxyType({})
+    """How many units the last choice took from each class of layers that are chosen together."""
+    lost: Mapping[tuple[str, ...], int] = MappingProxyType({})
+    """How many units each class lost before the model was captured; ``sparsity`` counts them in."""
 
     @abstractmethod
     def importance(self, layer: Layer) -> Tensor:
@@ -60,22 +71,26 @@ class ScoringPruner(Pruner, ABC):
     def choose(self) -> None:
         """Rank, and mask what comes last."""
         flow, layers = self._analyzed()
+        before = self.choice if self.keep_pruned else None
         self.choice = Choice()
         whole = [layer for layer in layers if not is_elementwise(self._granularity(layer))]
-        self._choose_entries([layer for layer in layers if is_elementwise(self._granularity(layer))])
-        scores = [self.score(layer).float() for layer in whole]
-        scores = scores if self.comparable else [normalized(score) for score in scores]
+        self._choose_entries([a for a in layers if is_elementwise(self._granularity(a))], before)
+        scores = [self._score(layer, before) for layer in whole]
         per_head = next((a for a in whole if str(self._granularity(a)).startswith("head")), None)
         if per_head is not None and not self.dependency_aware:
             raise ConfigError(
                 f"{per_head.name}: granularity {self._granularity(per_head)!r}: expected "
                 "dependency_aware=True, as heads go from queries, keys and values together; got False"
             )
-        if self.dependency_aware:
+        if self.dependency_aware and whole:
             units = self._units(flow, layers)
-            pruned, notes = choose_units(flow, units, whole, scores, self.group_score)
+            pruned, notes, self.removed = choose_units(
+                flow, units, whole, scores, self.group_score, self.lost
+            )
             self._note(notes)
             self.choice.units = torch.from_numpy(pruned)
+            kept = {layer.name: torch.from_numpy(~pruned[units.of(layer.outputs)]) for layer in whole}
+            self.choice.rows = {name: row for name, row in kept.items() if not bool(row.all())}
         else:
             self._choose_rows(whole, scores)
         self._insert(self.choice, flow, layers)
@@ -86,6 +101,22 @@ class ScoringPruner(Pruner, ABC):
         layers, missing = find_layers(module, flow, self.settings)
         self._note([f"{name}: not pruned: {reason}" for name, reason in missing.items()])
         return flow, layers
+
+    def _score(self, layer: Layer, before: Choice | None) -> Tensor:
+        """The channels' scores as they are ranked; those masked ``before`` go first."""
+        score = self.score(layer).float()
+        score = score if self.comparable else normalized(score)
+        kept = None if before is None else before.rows.get(layer.name)
+        return score if kept is None else score.where(kept.to(score.device), LOWEST)
+
+    def _importance(self, layer: Layer, before: Choice | None) -> Tensor:
+        """The weights' importance as it is ranked; those masked ``before`` go first."""
+        importance = self.importance(layer)
+        mask = None if before is None else before.weights.get(layer.name)
+        if mask is None:
+            return importance
+        kept = layer.rule.canonical(layer.call, mask).to(importance.device) != 0
+        return importance.where(kept, LOWEST)
 
     def _granularity(self, layer: Layer) -> Granularity:
         given = layer.settings.granularity
@@ -108,12 +139,11 @@ class ScoringPruner(Pruner, ABC):
             along |= dict.fromkeys(heads, asked)
         return find_units(flow, along)
 
-    def _choose_entries(self, layers: list[Layer]) -> None:
+    def _choose_entries(self, layers: list[Layer], before: Choice | None) -> None:
         together, alone = by_entry(layers)
         for layer in alone:
-            kept = kept_entries(
-                self.importance(layer), self._granularity(layer), layer.settings.sparsity or 0.0, layer.name
-            )
+            importance, sparsity = self._importance(layer, before), layer.settings.sparsity or 0.0
+            kept = kept_entries(importance, self._granularity(layer), sparsity, layer.name)
             self._keep_entries(layer, kept)
         for group in together:
             wrong = next((a for a in group if self._granularity(a) != "element"), None)
@@ -122,7 +152,7 @@ class ScoringPruner(Pruner, ABC):
                     f"{wrong.name}: total_sparsity with granularity {self._granularity(wrong)!r}: expected "
                     "'element' or 'out_channel'; use sparsity instead"
                 )
-            scores = [self.importance(layer) for layer in group]
+            scores = [self._importance(layer, before) for layer in group]
             for layer, score, kept in zip(group, scores, _ranked(group, scores, last=True), strict=True):
                 self._keep_entries(layer, kept.view(score.shape))
 
@@ -147,14 +177,17 @@ class ScoringPruner(Pruner, ABC):
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
         module = self._bound("choose")
         if choice.units is not None and bool(choice.units.any()):
-            mask_units(module, flow, self._units(flow, layers), choice.units.numpy())
+            mask_units(module, flow, self._units(flow, layers), choice.units.cpu().numpy())
         masks: dict[str, Tensor] = {}
         for layer in layers:
             if layer.name in choice.weights:
                 masks |= layer.masks(module, choice.weights[layer.name])
-            if layer.name in choice.rows:
+            if layer.name in choice.rows and choice.units is None:
                 masks |= layer.row_masks(module, choice.rows[layer.name])
         insert_masks(module, masks)
+        if any(layer.weight_name is None for layer in layers):  # masked in the graph, not at a parameter
+            module.graph.lint()
+            module.recompile()
 
     def _note(self, notes: list[str]) -> None:
         """Keep new notes with the module and warn of them, once each."""
@@ -173,9 +206,14 @@ class ScoringPruner(Pruner, ABC):
         """Insert the masks of a checkpoint again."""
         super().load_state_dict(state)
         reset_masks(self._bound("load_state_dict"))
-        self.choice = None if state["choice"] is None else Choice(**state["choice"])
-        if self.choice is not None:
-            self._insert(self.choice, *self._analyzed())
+        self.choice = None
+        if state["choice"] is not None:
+            self.restore(Choice(**state["choice"]))
+
+    def restore(self, choice: Choice) -> None:
+        """Insert the masks of a choice made earlier on the same graph."""
+        self.choice = choice
+        self._insert(choice, *self._analyzed())
 
 
 class FilterPruner(ScoringPruner):

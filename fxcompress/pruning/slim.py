@@ -54,7 +54,8 @@ class SlimPruner(FilterPruner):
 
     def _scale_of(self, layer: Layer) -> Reference:
         found = next_call(self._flow, layer, ("batch_norm", "fxcompress.batch_norm"))
-        weight = None if found is None else self._flow.behind_mask(found[0].get("weight"))
+        scale = None if found is None else found[0].get("weight")
+        weight = None if scale is None else self._flow.canonical(self._flow.behind_mask(scale))
         if not isinstance(weight, Reference):
             raise ConfigError(
                 f"{layer.name}: pruner 'slim' ranks by the scale of the BatchNorm behind a layer, and there "

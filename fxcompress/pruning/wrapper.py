@@ -20,6 +20,10 @@ class Wrapper:
         self.name = name
         self.module = module
         self.type = type(module).__name__
+        self.configure(settings)
+
+    def configure(self, settings: PruningSettings) -> None:
+        """Take other settings, those of another moment of a schedule."""
         self.config: dict[str, Any] = settings.given()
         self.sparsity = settings.sparsity or 0.0
 

@@ -35,7 +35,14 @@ PRUNING = {
     "total_sparsity": st.sampled_from([0.3, 0.6]),
     "max_sparsity_per_layer": st.sampled_from([0.7, 0.95]),
     "granularity": st.sampled_from(["out_channel", "element", "2:4"]),
+    "initial_sparsity": st.sampled_from([0.0, 0.1]),
+    "final_sparsity": st.sampled_from([0.2, 0.8]),
+    "start_epoch": st.sampled_from([0, 2]),
+    "end_epoch": st.sampled_from([1, 5, 9]),
+    "frequency": st.sampled_from([1, 3]),
+    "prune_iterations": st.sampled_from([2, 4]),
 }
+AMOUNTS = ("sparsity", "total_sparsity", "final_sparsity")
 QUANTIZATION = {
     "quantizer": st.sampled_from(["qat", "lsq", "ptq"]),
     "quant_bits": st.sampled_from([2, 4, 8]),
@@ -57,8 +64,12 @@ def entries(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.integers(0, 4)) == 0:
         return {"op_names": ["a.*"], **entry, "exclude": True}
     effects = draw(st.fixed_dictionaries({}, optional={**PRUNING, **QUANTIZATION}))
-    if "sparsity" in effects:
-        effects = {k: v for k, v in effects.items() if k not in ("total_sparsity", "max_sparsity_per_layer")}
+    given_amounts = [key for key in AMOUNTS if key in effects]
+    if given_amounts:
+        dropped = set(given_amounts[1:]) | (
+            set() if given_amounts[0] == "total_sparsity" else {"max_sparsity_per_layer"}
+        )
+        effects = {k: v for k, v in effects.items() if k not in dropped}
     return {**entry, **(effects or {"sparsity": 0.5})}
 
 
@@ -82,11 +93,9 @@ def oracle(config: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dic
                 continue
             given = {k: (v, index) for k, v in entry.items() if k in PRUNING}
             if op_type in PRUNABLE:
+                if any(key in given for key in AMOUNTS):
+                    pruning[name] = {k: v for k, v in pruning[name].items() if k not in AMOUNTS}
                 pruning[name] |= given
-                if "sparsity" in given:
-                    pruning[name].pop("total_sparsity", None)
-                if "total_sparsity" in given:
-                    pruning[name].pop("sparsity", None)
             by_name = "op_names" in entry and "op_types" not in entry
             if op_type in QUANTIZABLE or op_type in types or by_name:
                 quantization[name] |= {k: (v, index) for k, v in entry.items() if k in QUANTIZATION}
@@ -94,7 +103,15 @@ def oracle(config: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dic
 
 
 def amounts(merged: dict[str, Any]) -> bool:
-    return "sparsity" in merged or "total_sparsity" in merged
+    return any(key in merged for key in AMOUNTS)
+
+
+def backwards(merged: dict[str, Any]) -> bool:
+    """Whether a schedule would fall, or end before it starts."""
+    value = {key: value for key, (value, _) in merged.items()}
+    goal = next((value[key] for key in AMOUNTS if key in value), 0.0)
+    ends_early = "end_epoch" in value and value["end_epoch"] <= value.get("start_epoch", 0)
+    return value.get("initial_sparsity", 0.0) > goal or ends_early
 
 
 def refusals(config: list[dict[str, Any]], message: str) -> bool:
@@ -108,6 +125,8 @@ def refusals(config: list[dict[str, Any]], message: str) -> bool:
             if "total_sparsity" in merged:
                 groups.setdefault(merged["total_sparsity"][1], set()).add(merged.get("pruner", ("l1", 0))[0])
         return any(len(names) > 1 for names in groups.values())
+    if "expected at most the final one" in message or "expected more than start_epoch" in message:
+        return any(amounts(merged) and backwards(merged) for merged in pruning.values())
     if "at least one selected layer" in message:
         return not pruning and not quantization
     if "expected a layer the entry can act on" in message:

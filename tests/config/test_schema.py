@@ -72,6 +72,12 @@ BAD_VALUE: list[tuple[str, object, str]] = [
     ),
     ("granularity", [4, 0], "expected a block of positive integers, got [4, 0]; write for example [4, 4]"),
     ("granularity", [], "expected a block of positive integers, got []; write for example [4, 4]"),
+    ("initial_sparsity", 1.0, f"{FRACTION} 1.0; 0.5 removes half"),
+    ("final_sparsity", 80, f"{FRACTION} 80; write 0.8 for 80 %"),
+    ("start_epoch", -1, "expected an integer of at least 0, got -1; epochs count from 0"),
+    ("end_epoch", 1.5, "expected an integer of at least 0, got 1.5; epochs count from 0"),
+    ("frequency", 0, "expected an integer of at least 1, got 0; write for example 1"),
+    ("prune_iterations", True, "expected an integer of at least 1, got True; write for example 1"),
     (
         "quant_types",
         ["weigth"],
@@ -162,6 +168,16 @@ BAD_ENTRY: list[tuple[Any, str]] = [
         "no layers can reach the total below it: raise it or lower total_sparsity",
     ),
     (
+        {"sparsity": 0.5, "final_sparsity": 0.6},
+        "config_list[0]: sparsity, final_sparsity: expected one of the two, got 0.5 and 0.6; they mean the "
+        "same to a schedule: keep final_sparsity",
+    ),
+    (
+        {"total_sparsity": 0.5, "final_sparsity": 0.6},
+        "config_list[0]: total_sparsity, final_sparsity: expected one of the two, got 0.5 and 0.6; "
+        "total_sparsity is itself the goal of a schedule: leave final_sparsity out",
+    ),
+    (
         {"exclude": True},
         "config_list[0]: exclude: expected what to exclude, got no op_types, op_names or op_names_re; "
         "add for example 'op_names': ['conv1']",
@@ -191,7 +207,7 @@ def test_something_that_is_no_list_of_entries_is_refused(config_list: object, ta
 @pytest.mark.parametrize(("key", "value", "tail"), BAD_VALUE)
 def test_a_bad_value_is_refused_with_its_entry_and_key(key: str, value: object, tail: str) -> None:
     entry = {"op_names": ["fc"], "sparsity": 0.5, key: value}
-    if key in ("total_sparsity", "max_sparsity_per_layer"):
+    if key in ("total_sparsity", "max_sparsity_per_layer", "final_sparsity"):
         entry = {key: value}
     if key == "exclude":
         entry = {"op_names": ["fc"], key: value}

@@ -360,3 +360,26 @@ def test_default_of_quantization_is_weights_and_arithmetic_but_a_name_selects_an
         "layer1.0.relu",
         "layer1.1.relu",
     ]
+
+
+def test_the_keys_of_a_schedule_merge_like_others_and_the_latest_amount_holds() -> None:
+    pruning = run(
+        {"sparsity": 0.5, "end_epoch": 8, "frequency": 2},
+        {"op_names": ["fc"], "final_sparsity": 0.9, "initial_sparsity": 0.1},
+        {"op_names": ["stem"], "total_sparsity": 0.3},
+    ).pruning
+    fc, stem = pruning["fc"], pruning["stem"]
+    assert (fc.sparsity, fc.final_sparsity, fc.goal, fc.end_epoch, fc.frequency) == (None, 0.9, 0.9, 8, 2)
+    assert (stem.sparsity, stem.total_sparsity, stem.goal) == (None, 0.3, 0.3)
+    assert (fc.at(0.2).sparsity, fc.at(0.2).final_sparsity) == (0.2, None)
+    assert fc.at(0.2).given() == {"sparsity": 0.2, "initial_sparsity": 0.1, "end_epoch": 8, "frequency": 2}
+    assert (stem.at(0.2).sparsity, stem.at(0.2).total_sparsity) == (None, 0.2)
+
+
+def test_schedules_that_run_backwards_are_refused_also_across_entries() -> None:
+    assert message({"sparsity": 0.5, "end_epoch": 3}, {"op_names": ["fc"], "start_epoch": 3}) == (
+        "config_list[0]: end_epoch: expected more than start_epoch (3 for 'fc'), got 3; raise it"
+    )
+    assert message({"sparsity": 0.5}, {"op_names": ["fc"], "initial_sparsity": 0.6}) == (
+        "config_list[1]: initial_sparsity: expected at most the final one (0.5 for 'fc'), got 0.6; lower it"
+    )
