@@ -145,5 +145,5 @@ def _layer(
 def keep_lowest_out(scores: Tensor, count: int) -> Tensor:
     """Boolean mask without the ``count`` lowest scores; ties go to the lower index, so results are stable."""
     kept = torch.ones(scores.shape, dtype=torch.bool)
-    kept.view(-1)[torch.argsort(scores.reshape(-1), stable=True)[:count]] = False
+    kept.view(-1)[torch.argsort(scores.reshape(-1), stable=True)[:count].cpu()] = False
     return kept

@@ -126,6 +126,27 @@ def test_training_goes_on_as_under_masks() -> None:
     check_exact(module, masked, x)
 
 
+@pytest.mark.parametrize("sparsity", [0.3, 0.7])
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_origin_says_which_slices_every_parameter_consists_of(subject: str, sparsity: float) -> None:
+    make, x = SUBJECTS[subject]
+    masked = fxcompress.compile(make(), [{"sparsity": sparsity}], x)
+    small = fxcompress.speedup(masked)
+    state = masked.state_dict()
+    assert set(small.origin) == {name for name, _ in small.named_parameters()}
+    for name, parameter in small.named_parameters():
+        value = state[name] * state.get(f"{name}_mask", 1)
+        for dim, index in enumerate(small.origin[name]):
+            value = value if index is None else value.index_select(dim, index)
+        assert value.shape == parameter.shape
+        if name.endswith("weight"):  # biases take up constants
+            assert torch.equal(value, parameter), name
+    assert any(index is not None for slices in small.origin.values() for index in slices)
+    again = fxcompress.speedup(small)
+    assert all(index is None for slices in again.origin.values() for index in slices)
+    assert small.fork().origin == masked.origin == {}
+
+
 def test_a_bias_made_by_a_round_is_trained_and_foreign_parameters_stay() -> None:
     torch.manual_seed(0)
     model = ready(nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3, bias=False)))

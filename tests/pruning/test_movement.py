@@ -75,6 +75,34 @@ def test_masked_weights_get_no_gradient_but_their_scores_move_and_may_come_back(
     assert get_masks(module)[""]["weight"][0, 0] == 1
 
 
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_scores_move_by_the_gradient_of_the_masked_weight_in_any_network(subject: str) -> None:
+    """Oracle: the plain model with ``W' = W · M`` as its weights, and their gradients."""
+    make, x = SUBJECTS[subject]
+    model = make()
+    optimizer = sgd(model)
+    pruner = MovementPruner(
+        model, [{"sparsity": 0.5}], optimizer,
+        warm_up_step=0, cool_down_beginning_step=1, lr=0.1, example_inputs=x,
+    )  # fmt: skip
+    module = pruner.compress()
+    train(module, optimizer, x, 2)
+    state = module.state_dict()
+    plain = make()
+    plain.load_state_dict({name: state[name] * state.get(f"{name}_mask", 1) for name in plain.state_dict()})
+    weights = {name: state[f"{name}.weight"].clone() for name in pruner.scores}
+    before = {name: value.clone() for name, value in pruner.scores.items()}
+    train(module, optimizer, x, 1)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.0), x, 1)
+    for name, score in pruner.scores.items():
+        gradient = plain.get_submodule(name).get_parameter("weight").grad
+        assert gradient is not None
+        torch.testing.assert_close(
+            score, before[name] - 0.1 * gradient * weights[name], rtol=1e-9, atol=1e-12
+        )
+        assert bool((state[f"{name}.weight_mask"] == 0).any())
+
+
 def test_gradients_of_several_backward_passes_count_and_those_of_evaluation_do_not() -> None:
     pruner, module, optimizer = linear(warm_up_step=5, cool_down_beginning_step=6)
     module.train()

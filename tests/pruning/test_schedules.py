@@ -17,6 +17,7 @@ from fxcompress.pruning import (
     AGPPruner,
     EpochPruner,
     IterativePruner,
+    L1FilterPruner,
     LevelPruner,
     LinearPruner,
     LotteryTicketPruner,
@@ -228,6 +229,36 @@ def test_training_under_a_schedule_ends_in_an_exact_small_model(
     else:
         for layer, masked in zeros(module).items():
             assert masked == module.get_submodule(layer).get_parameter("weight").numel() // 2
+
+
+def test_entries_with_schedules_of_their_own_move_at_their_own_epochs() -> None:
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    config = [
+        {"sparsity": 0.4, "end_epoch": 4, "frequency": 2},
+        {"op_names": ["1"], "final_sparsity": 0.3, "start_epoch": 1, "end_epoch": 3, "frequency": 1},
+    ]
+    pruner = LinearPruner(model, config, example_inputs=torch.randn(2, 10))
+    module = pruner.compress()
+    got = []
+    for epoch in range(5):
+        pruner.update_epoch(epoch)
+        got.append((zeros(module).get("0", 0), zeros(module).get("1", 0)))
+    assert got == [(0, 0), (0, 0), (20, 15), (20, 30), (40, 30)]
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_masks_chosen_anew_lie_on_the_parameters_that_had_them(aware: bool) -> None:
+    make, x = SUBJECTS["convnet"]
+    pruner = L1FilterPruner(
+        make(), [{"sparsity": 0.5, "op_types": ["Conv2d"]}], example_inputs=x, dependency_aware=aware
+    )
+    module = pruner.compress()
+    names, first = set(module.state_dict()), get_masks(module)["0"]["weight"]
+    with torch.no_grad():
+        module.get_parameter("0.weight").copy_(module.get_parameter("0.weight").flip(0))
+    pruner.update_mask()
+    assert set(module.state_dict()) == names
+    assert torch.equal(get_masks(module)["0"]["weight"], first.flip(0))
 
 
 @pytest.mark.parametrize("criterion", sorted(PRUNERS))
