@@ -37,7 +37,7 @@ def choose_units(
     """
     number = len(units.fixed)
     total = np.zeros(number)
-    makers: list[list[int]] = [[] for _ in range(number)]
+    makers: dict[int, list[int]] = defaultdict(list)
     for index, (layer, score) in enumerate(zip(layers, scores, strict=True)):
         labels = units.of(layer.outputs)
         np.add.at(total, labels, score.double().cpu().numpy())
@@ -45,11 +45,10 @@ def choose_units(
             makers[unit].append(index)
     foreign = _foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit, makers_of_unit in enumerate(makers):
-        if makers_of_unit:
-            classes[tuple(makers_of_unit)].append(unit)
+    for unit in sorted(makers):
+        classes[tuple(makers[unit])].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
-    tables = _Tables(units)
+    tables = _Tables(units, list(makers))
     notes: dict[int, str] = {}
     for who, members in classes.items():
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
@@ -70,11 +69,14 @@ def choose_units(
 class _Tables:
     """Which units every axis consists of, to see to it that no axis loses its last slice."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, made: list[int]) -> None:
+        """``made``: the units that may be pruned (an axis of a flattened weight has a million others)."""
         self._units = [np.unique(labels) for labels in units.labels.values()]
         self._of: dict[int, list[int]] = defaultdict(list)
+        prunable = np.zeros(len(units.fixed), dtype=np.bool_)
+        prunable[made] = True
         for index, members in enumerate(self._units):
-            for unit in members.tolist():
+            for unit in members[prunable[members]].tolist():
                 self._of[unit].append(index)
 
     def emptied(self, pruned: Bools, candidates: Ints) -> Ints:
