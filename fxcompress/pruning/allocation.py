@@ -37,7 +37,7 @@ def choose_units(
     """
     number = len(units.fixed)
     total = np.zeros(number)
-    makers: list[list[int]] = [[] for _ in range(number)]
+    makers: dict[int, list[int]] = defaultdict(list)
     for index, (layer, score) in enumerate(zip(layers, scores, strict=True)):
         labels = units.of(layer.outputs)
         np.add.at(total, labels, score.double().cpu().numpy())
@@ -45,11 +45,10 @@ def choose_units(
             makers[unit].append(index)
     foreign = _foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit, makers_of_unit in enumerate(makers):
-        if makers_of_unit:
-            classes[tuple(makers_of_unit)].append(unit)
+    for unit in sorted(makers):
+        classes[tuple(makers[unit])].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
-    tables = _Tables(flow, units)
+    tables = _Tables(flow, units, list(makers))
     notes: dict[int, str] = {}
     for who, members in classes.items():
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
@@ -70,15 +69,19 @@ def choose_units(
 class _Tables:
     """Which units every axis consists of, to see to it that each keeps the slices it must."""
 
-    def __init__(self, flow: Flow, units: Units) -> None:
+    def __init__(self, flow: Flow, units: Units, made: list[int]) -> None:
+        """``made``: the units that may be pruned (an axis of a flattened weight has a million others)."""
         self._axes: list[tuple[Ints, Ints, int]] = []  # units, how many slices each has, how many must stay
         self.of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         """unit → the axes it is part of (by index), with its number of slices there."""
         least = {id(axis): axis.least for axis in flow.map.roots()}
+        prunable = np.zeros(len(units.fixed), dtype=np.bool_)
+        prunable[made] = True
         for index, (key, labels) in enumerate(units.labels.items()):
             members, counts = np.unique(labels, return_counts=True)
             self._axes.append((members, counts, least[key]))
-            for unit, count in zip(members.tolist(), counts.tolist(), strict=True):
+            mine = prunable[members]
+            for unit, count in zip(members[mine].tolist(), counts[mine].tolist(), strict=True):
                 self.of[unit].append((index, count))
 
     def room(self, pruned: Bools) -> list[int]:
