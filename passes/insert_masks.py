@@ -246,7 +246,8 @@ def mask_activation(module: CompiledModule, source: fx.Node, user: fx.Node, mask
     dtype = facts.dtype if facts.dtype.is_floating_point else torch.float32
     # After the reader: modules of one class have the same names, whichever of their masks there are.
     name = free_name(module, f"_activation_mask_{user.name}")
-    module.register_buffer(name, mask.to(dtype, copy=True).contiguous())
+    device = next((p.device for p in module.parameters()), mask.device)
+    module.register_buffer(name, mask.to(device, dtype, copy=True).contiguous())
     with module.graph.inserting_before(user):
         read = module.graph.create_node("get_attr", name, (), {})
         product = module.graph.call_function(torch.ops.aten.mul.Tensor, (source, read))

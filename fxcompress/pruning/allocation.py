@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxcompress.pruning.layers import Layer, keep_lowest_out
+from fxcompress.pruning.layers import Layer, keep_lowest_out, share
 from fxcompress.pruning.units import Units
 from fxcompress.rules.axes import Bools, Ints
 from fxcompress.rules.contraction import WeightedRule
@@ -47,7 +46,7 @@ def choose_units(
     """
     number = len(units.fixed)
     total, count = np.zeros(number), np.zeros(number)
-    makers: list[list[int]] = [[] for _ in range(number)]
+    makers: dict[int, list[int]] = defaultdict(list)
     for index, (layer, score) in enumerate(zip(layers, scores, strict=True)):
         labels = units.of(layer.outputs)
         _GROUP_SCORES[group_score].at(total, labels, score.double().cpu().numpy())
@@ -58,11 +57,10 @@ def choose_units(
         total /= np.maximum(count, 1)
     foreign = _foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit, makers_of_unit in enumerate(makers):
-        if makers_of_unit:
-            classes[tuple(makers_of_unit)].append(unit)
+    for unit in sorted(makers):
+        classes[tuple(makers[unit])].append(unit)
     pruned = np.zeros(number, dtype=np.bool_)
-    tables = _Tables(flow, units)
+    tables = _Tables(flow, units, list(makers))
     notes: dict[int, str] = {}
     for who, members in classes.items():
         eligible = [u for u in members if not units.fixed[u] and u not in foreign]
@@ -86,15 +84,19 @@ def choose_units(
 class _Tables:
     """Which units every axis consists of, to see to it that each keeps the slices it must."""
 
-    def __init__(self, flow: Flow, units: Units) -> None:
+    def __init__(self, flow: Flow, units: Units, made: list[int]) -> None:
+        """``made``: the units that may be pruned (an axis of a flattened weight has a million others)."""
         self._axes: list[tuple[Ints, Ints, int]] = []  # units, how many slices each has, how many must stay
         self.of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         """unit → the axes it is part of (by index), with its number of slices there."""
         least = {id(axis): axis.least for axis in flow.map.roots()}
+        prunable = np.zeros(len(units.fixed), dtype=np.bool_)
+        prunable[made] = True
         for index, (key, labels) in enumerate(units.labels.items()):
             members, counts = np.unique(labels, return_counts=True)
             self._axes.append((members, counts, least[key]))
-            for unit, count in zip(members.tolist(), counts.tolist(), strict=True):
+            mine = prunable[members]
+            for unit, count in zip(members[mine].tolist(), counts[mine].tolist(), strict=True):
                 self.of[unit].append((index, count))
 
     def room(self, pruned: Bools) -> list[int]:
@@ -129,7 +131,7 @@ def _prune_lowest(tables: _Tables, eligible: Ints, total: Floats, count: int, pr
 def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
     given = [layers[i].settings.sparsity for i in who]
     known = [s for s in given if s is not None]
-    return math.floor(min(known) * count) if len(known) == len(given) else 0
+    return share(min(known), count) if len(known) == len(given) else 0
 
 
 def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
@@ -171,7 +173,7 @@ def _choose_totals(
             for unit in labels.tolist():
                 share[unit] += layer.weight.numel() / len(labels)
             most = layer.settings.max_sparsity_per_layer
-            room.append((labels, math.floor((1.0 if most is None else most) * len(labels))))
+            room.append((labels, share(1.0 if most is None else most, len(labels))))
         candidates = [u for u in share if not units.fixed[u] and u not in foreign]
         makers: dict[int, int] = defaultdict(int)
         for labels, _ in room:
@@ -203,7 +205,7 @@ def choose_global(
     """
     open_to_go = []
     for score in scores:
-        limit = math.floor((1.0 if most is None else most) * len(score))
+        limit = share(1.0 if most is None else most, len(score))
         eligible = ~keep_lowest_out(score, limit if last else min(limit, len(score) - 1))
         open_to_go.append(torch.where(eligible, score.double().cpu(), torch.inf))
     flat = torch.cat(open_to_go)

@@ -343,4 +343,3 @@ def _named(entry: dict[str, Any], pruner: str) -> dict[str, Any]:
     """The entry with the algorithm's name where it prunes and names none."""
     prunes = any(key in entry for key in AMOUNTS) and not entry.get("exclude")
     return {"pruner": pruner, **entry} if prunes else entry
-

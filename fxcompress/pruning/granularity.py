@@ -6,15 +6,13 @@ that into pieces of equal standing; the pieces of the smallest summed importance
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxcompress.config.values import Granularity
 from fxcompress.errors import ConfigError
-from fxcompress.pruning.layers import keep_lowest_out
+from fxcompress.pruning.layers import keep_lowest_out, share
 
 ELEMENTWISE = frozenset(("element", "row", "in_channel", "2:4"))
 
@@ -34,19 +32,21 @@ def kept_entries(importance: Tensor, granularity: Granularity, sparsity: float, 
     Raises:
         ConfigError: if the weight cannot be cut like this.
     """
+    if sparsity == 0:
+        return torch.ones_like(importance, dtype=torch.bool)
     if granularity == "2:4":
         return _two_of_four(importance, layer)
     if granularity == "row":
         rows = importance.flatten(0, 1).flatten(1)
         rank = rows.argsort(dim=1, stable=True).argsort(1)
-        return (rank >= math.floor(sparsity * rows.shape[1])).reshape(importance.shape)
+        return (rank >= share(sparsity, rows.shape[1])).reshape(importance.shape)
     if granularity == "in_channel":
         pieces = importance.sum((1, 3), keepdim=True)
     elif isinstance(granularity, tuple):
         pieces = _blocks(importance, granularity, layer)
     else:
         pieces = importance
-    kept = keep_lowest_out(pieces, math.floor(sparsity * pieces.numel())).to(importance.device)
+    kept = keep_lowest_out(pieces, share(sparsity, pieces.numel())).to(importance.device)
     if isinstance(granularity, tuple):
         out, inner = _block_size(granularity)
         kept = kept.repeat_interleave(out, 1).repeat_interleave(inner, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -140,6 +141,11 @@ def _layer(
         own.get(id(get_tensor(module, bias))) if isinstance(bias, Reference) else None,
         axes[channel_dim(call, len(axes))],
     )
+
+
+def share(sparsity: float | None, count: int) -> int:
+    """``floor(sparsity · count)``, the product taken as the decimal numbers mean it (0.29 · 100 is 29)."""
+    return math.floor(round((sparsity or 0.0) * count, 9))
 
 
 def keep_lowest_out(scores: Tensor, count: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from fxcompress.pruning.allocation import choose_global, choose_units, normalize
 from fxcompress.pruning.base import Pruner
 from fxcompress.pruning.coupled import mask_units
 from fxcompress.pruning.granularity import is_elementwise, kept_entries
-from fxcompress.pruning.layers import Layer, find_layers, keep_lowest_out
+from fxcompress.pruning.layers import Layer, find_layers, keep_lowest_out, share
 from fxcompress.pruning.units import Units, attention_heads, find_units
 from fxcompress.rules.flow import Flow
 
@@ -166,7 +165,7 @@ class ScoringPruner(Pruner, ABC):
         together, alone = by_entry(layers)
         kept: dict[str, Tensor] = {}
         for layer in alone:
-            count = math.floor((layer.settings.sparsity or 0.0) * len(of[layer.name]))
+            count = share(layer.settings.sparsity, len(of[layer.name]))
             kept[layer.name] = keep_lowest_out(of[layer.name], count)
         for group in together:
             rows = _ranked(group, [of[layer.name] for layer in group], last=False)

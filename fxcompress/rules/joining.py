@@ -135,9 +135,7 @@ class Split(Rule):
             return
         parts = shrink.map.several[call.node]
         sizes = [shrink.count(part[dim]) for part in parts if part is not None]
-        node = call.node
-        node.target = torch.ops.aten.split_with_sizes.default
-        node.args, node.kwargs = (source, sizes, dim), {}
+        shrink.rewrite(call, torch.ops.aten.split_with_sizes.default, source, sizes, dim)
 
 
 @rule("unbind")

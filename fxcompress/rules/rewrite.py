@@ -186,13 +186,14 @@ class Shrink:
 
     def gather(self, call: Call, dim: int, index: Sequence[int] | np.ndarray[Any, Any]) -> None:
         """Replace the call by ``index_select(self, dim, index)``."""
+        chosen = self.constant(call.node, torch.as_tensor(np.asarray(index), dtype=torch.int64))
+        self.rewrite(call, torch.ops.aten.index_select.default, call.args["self"], dim, chosen)
+
+    def rewrite(self, call: Call, target: Any, *args: Any) -> None:
+        """Let the node call ``target`` with ``args`` instead."""
         node = call.node
-        source = call.args["self"]
-        if isinstance(source, Reference):
-            source = self.attribute(node, source)
-        chosen = self.constant(node, torch.as_tensor(np.asarray(index), dtype=torch.int64))
-        node.op, node.target = "call_function", torch.ops.aten.index_select.default
-        node.args, node.kwargs = (source, dim, chosen), {}
+        node.op, node.target, node.kwargs = "call_function", target, {}
+        node.args = tuple(self.attribute(node, a) if isinstance(a, Reference) else a for a in args)
         node.meta.pop("aten", None)
 
     # -- parameters ----------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ JOINING = {
     "split": E(T, "torch.cat(torch.split({x}, 3, -1)[::-1], -1)"),
     "split_with_sizes": E(T, "torch.cat(torch.split({x}, [2, {c} - 2], -1)[::-1], -1)"),
     "split_copy": E(T, "torch.cat(torch.split_copy({x}, 3, -1)[::-1], -1)"),
-    "chunk": E(T, "torch.cat({x}.chunk(2, -1)[::-1], -1)"),
+    "chunk": E(T, "torch.cat([a * b for a, b in zip({x}.chunk(2, -1), {m}.chunk(2))][::-1], -1)", VECTOR),
     "unsafe_split": E(T, "torch.cat(torch.unsafe_split({x}, 4, -1)[::-1], -1)"),
     "unsafe_chunk": E(T, "torch.cat(torch.unsafe_chunk({x}, 3, -1)[::-1], -1)"),
     "tensor_split": E(T, "torch.cat(torch.tensor_split({x}, 3, -1)[::-1], -1)"),

@@ -75,6 +75,18 @@ def test_what_goes(name: str) -> None:
     assert left == [zero, constant]
 
 
+def test_the_parts_of_a_buffer_lose_channels() -> None:
+    def modulated(m: Any, x: Tensor) -> Tensor:
+        scale, shift = m.table.chunk(2)
+        result: Tensor = m.b(m.a(x) * scale + shift)
+        return result
+
+    model = Function(modulated, a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    model.register_buffer("table", image(16))
+    small = shrunk(model, image(2, 3), {"a": {"rows": [2, 3], "bias": [2, 3]}})
+    assert dict(small.named_buffers())["table"].shape == (12,)
+
+
 def test_an_irregular_choice_becomes_an_index() -> None:
     model = Function(lambda m, x: m.b(m.a(x)[:, 1::2]), a=nn.Linear(3, 8), b=nn.Linear(4, 2))
     small = shrunk(model, image(2, 3), {"a": {"rows": [3], "bias": [3]}})
