@@ -166,15 +166,15 @@ def _choose_totals(
             entries[layer.settings.sources["total_sparsity"]].append(layer)
     for group in entries.values():
         budget = sum(layer.weight.numel() for layer in group) * (group[0].settings.total_sparsity or 0.0)
-        share: dict[int, float] = defaultdict(float)
+        weight_of: dict[int, float] = defaultdict(float)
         room: list[tuple[Ints, float]] = []
         for layer in group:
             labels = units.of(layer.outputs)
             for unit in labels.tolist():
-                share[unit] += layer.weight.numel() / len(labels)
+                weight_of[unit] += layer.weight.numel() / len(labels)
             most = layer.settings.max_sparsity_per_layer
             room.append((labels, share(1.0 if most is None else most, len(labels))))
-        candidates = [u for u in share if not units.fixed[u] and u not in foreign]
+        candidates = [u for u in weight_of if not units.fixed[u] and u not in foreign]
         makers: dict[int, int] = defaultdict(int)
         for labels, _ in room:
             for unit in np.unique(labels).tolist():
@@ -185,9 +185,9 @@ def _choose_totals(
             rows = [int((labels == unit).sum()) for labels, _ in room]
             fits = all(n <= k for n, k in zip(rows, left, strict=True))
             fits = fits and all(count <= everywhere[axis] for axis, count in tables.of[unit])
-            if share[unit] > budget or not fits:
+            if weight_of[unit] > budget or not fits:
                 continue
-            budget -= share[unit]
+            budget -= weight_of[unit]
             left = [k - n for n, k in zip(rows, left, strict=True)]
             for axis, count in tables.of[unit]:
                 everywhere[axis] -= count
