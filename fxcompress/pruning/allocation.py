@@ -166,29 +166,27 @@ def _choose_totals(
             entries[layer.settings.sources["total_sparsity"]].append(layer)
     for group in entries.values():
         budget = sum(layer.weight.numel() for layer in group) * (group[0].settings.total_sparsity or 0.0)
-        weight_of: dict[int, float] = defaultdict(float)
-        room: list[tuple[Ints, float]] = []
-        for layer in group:
+        left: list[int] = []
+        rows: dict[int, list[tuple[int, int]]] = defaultdict(list)  # unit → layers it has rows of, how many
+        weights: dict[int, float] = defaultdict(float)
+        for index, layer in enumerate(group):
             labels = units.of(layer.outputs)
-            for unit in labels.tolist():
-                weight_of[unit] += layer.weight.numel() / len(labels)
             most = layer.settings.max_sparsity_per_layer
-            room.append((labels, share(1.0 if most is None else most, len(labels))))
-        candidates = [u for u in weight_of if not units.fixed[u] and u not in foreign]
-        makers: dict[int, int] = defaultdict(int)
-        for labels, _ in room:
-            for unit in np.unique(labels).tolist():
-                makers[unit] += 1
-        left = [int(most) for _, most in room]
+            left.append(share(1.0 if most is None else most, len(labels)))
+            found, counts = np.unique(labels, return_counts=True)
+            for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
+                rows[unit].append((index, count))
+                weights[unit] += count * layer.weight.numel() / len(labels)
+        candidates = [u for u in rows if not units.fixed[u] and u not in foreign]
         everywhere = tables.room(pruned)
-        for unit in sorted(candidates, key=lambda u: (total[u] / makers[u], u)):
-            rows = [int((labels == unit).sum()) for labels, _ in room]
-            fits = all(n <= k for n, k in zip(rows, left, strict=True))
+        for unit in sorted(candidates, key=lambda u: (total[u] / len(rows[u]), u)):
+            fits = all(count <= left[at] for at, count in rows[unit])
             fits = fits and all(count <= everywhere[axis] for axis, count in tables.of[unit])
-            if weight_of[unit] > budget or not fits:
+            if weights[unit] > budget or not fits:
                 continue
-            budget -= weight_of[unit]
-            left = [k - n for n, k in zip(rows, left, strict=True)]
+            budget -= weights[unit]
+            for at, count in rows[unit]:
+                left[at] -= count
             for axis, count in tables.of[unit]:
                 everywhere[axis] -= count
             pruned[unit] = True
