@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +28,10 @@ from fxcompress.rules.flow import Flow
 
 @dataclass
 class Choice:
-    """What is masked: whole units of coupled channels, and entries of single layers."""
+    """What is masked, in terms of layers: their graph changes when masks come, and units with it."""
 
-    units: Tensor | None = None
-    """``bool[units]``: those pruned."""
+    units: dict[str, Tensor] = field(default_factory=dict)
+    """Layer → ``bool[outputs]``: the output channels that go, with all that they are coupled to."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Layer → its weight's mask."""
     rows: dict[str, Tensor] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class ScoringPruner(Pruner, ABC):
             units = find_units(flow)
             pruned, notes = choose_units(flow, units, whole, scores, self.group_score)
             self._note(notes)
-            self.choice.units = torch.from_numpy(pruned)
+            self.choice.units = {a.name: torch.from_numpy(pruned[units.of(a.outputs)]) for a in whole}
         else:
             self._choose_rows(whole, scores)
         self._insert(self.choice, flow, layers)
@@ -123,8 +124,13 @@ class ScoringPruner(Pruner, ABC):
 
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
         module = self._bound("choose")
-        if choice.units is not None and bool(choice.units.any()):
-            mask_units(module, flow, find_units(flow), choice.units.numpy())
+        if any(bool(gone.any()) for gone in choice.units.values()):
+            units = find_units(flow)
+            pruned = np.zeros(len(units.fixed), dtype=np.bool_)
+            for layer in layers:
+                if layer.name in choice.units:
+                    pruned[units.of(layer.outputs)[choice.units[layer.name].numpy()]] = True
+            mask_units(module, flow, units, pruned)
         masks: dict[str, Tensor] = {}
         for layer in layers:
             if layer.name in choice.weights:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxcompress.config.settings import PruningSettings
+from fxcompress.errors import FxcompressError
 
 
 class Wrapper:
@@ -26,7 +27,13 @@ class Wrapper:
     @property
     def weight(self) -> nn.Parameter:
         """The layer's weight, without its mask."""
-        return self.module.get_parameter("weight")
+        weight = self.module._parameters.get("weight")
+        if weight is None:
+            raise FxcompressError(
+                f"layer {self.name!r} ({self.type}) has no parameter 'weight' of its own (it may be "
+                "computed); exclude it in the config list"
+            )
+        return weight
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -42,6 +49,14 @@ class Wrapper:
     def bias_mask(self) -> Tensor | None:
         """The mask on the bias (the buffer itself), ``None`` before there is one."""
         return self.module._buffers.get("bias_mask")
+
+    def __getattr__(self, name: str) -> Any:
+        """What was set on it; anything else is an error that names the layer."""
+        layer = self.__dict__.get("name")
+        raise AttributeError(
+            f"the wrapper of layer {layer!r} has no {name!r}; an attribute of an algorithm's own is set with "
+            f"pruner.set_wrappers_attribute({name!r}, value)"
+        )
 
     def __repr__(self) -> str:
         """``Wrapper('conv1', Conv2d, {'sparsity': 0.5})``."""
