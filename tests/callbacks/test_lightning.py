@@ -145,6 +145,14 @@ def smooth_net(seed: int = 1) -> nn.Module:
     return ready(nn.Sequential(*layers), seed).train()
 
 
+def test_the_masked_module_may_be_wrapped(callback: Any) -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    compiled: Any = torch.compile(pruner.compress(), backend="eager")
+    model = Lit(nn.Sequential(compiled), automatic=True)
+    fit(model, callback(pruner), epochs=1)
+    assert pruner.steps == 4
+
+
 def test_a_checkpoint_restores_the_pruner_before_the_model(callback: Any) -> None:
     pruner = TaylorFOWeightFilterPruner(smooth_net(), CONFIG, example_inputs=X, statistics_batch_num=3)
     model = Lit(pruner.compress(), automatic=True)

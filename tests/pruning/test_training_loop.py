@@ -279,7 +279,7 @@ def test_masks_that_change_need_no_recompilation() -> None:
     optimizer = sgd(model)
     module = RotatingPruner(model, CONFIG, optimizer, example_inputs=X).compress()
     counter = CompileCounter()
-    compiled = torch.compile(module, backend=counter)
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
     for index in range(3):
         assert gone(module).flatten(1).all(1).nonzero().flatten().tolist() == [index]
         assert torch.equal(compiled(X), module(X))
@@ -302,6 +302,35 @@ def test_masks_that_are_new_reach_the_compiled_module(cls: Any) -> None:
         found.append(module)
     assert same(get_masks(found[0]), get_masks(found[1]))
     assert torch.equal(weight(found[0]), weight(found[1]))
+
+
+class Normed(nn.Module):
+    """LayerNorm over pruned features: its statistics run over the kept ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.gelu(self.norm(self.first(x))))  # type: ignore[no-any-return]
+
+
+def test_restricted_statistics_compile_as_one_graph_and_run_in_bfloat16() -> None:
+    model = ready(Normed())
+    optimizer = sgd(model)
+    x = image(4, 6)
+    entry = {"sparsity": 0.5, "op_names": ["first"]}
+    module = L1FilterPruner(model, [entry], optimizer, example_inputs=x).compress()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    step(compiled, optimizer, x)
+    assert not bool(grad(module, "first")[gone(module, "first")].any())
+    assert torch.equal(compiled(x), module(x))
+    small, x = fxcompress.speedup(module).float(), x.float()
+    assert small.get_parameter("norm.weight").shape == (6,)
+    module.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        error = relative_error(small(x).float(), module(x).float())
+    assert error < 2**-6  # two roundings to the eight bits of bfloat16
 
 
 @pytest.mark.slow
