@@ -692,6 +692,8 @@ def test_steps_without_gradients_or_forward_passes_are_named(tmp_path: Path) -> 
         with pytest.raises(FxcompressError, match=r"nothing has been measured yet.* 2 steps"):
             pruner.update_mask()
         optimizer.step()
+        with pytest.raises(FxcompressError, match=r"^0: pruner .* measured nothing of it in 1 steps"):
+            pruner.update_mask()
         with pytest.raises(FxcompressError, match="1 of 2 steps of training have been measured"):
             pruner.export_model(tmp_path / "weights.pt")
         with pytest.raises(FxcompressError, match=r"^0: pruner .* measured nothing of it in 2 steps"):
