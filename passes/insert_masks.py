@@ -11,6 +11,7 @@ repeated calls.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -56,6 +57,10 @@ def insert_masks(module: CompiledModule, masks: Mapping[str, Tensor], *, replace
         module.recompile()
 
 
+_INSERTED = re.compile(r"(^|\.)(_activation_mask_\w+|_?statistics_mask\w*)$")
+"""Buffers for masks other than those of parameters."""
+
+
 def own_masks(module: CompiledModule) -> None:
     """Give a fork masks of its own, so that what is written to them does not reach its origin."""
     for name, buffer in _mask_buffers(module):
@@ -73,7 +78,16 @@ def accept_masks(module: CompiledModule) -> None:
     nn.Module.register_load_state_dict_pre_hook(module, _accept)
 
 
-def _accept(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _accept(
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    _metadata: Any,
+    strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    errors: list[str],
+) -> None:
     if not isinstance(module, CompiledModule):
         return
     given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
@@ -85,6 +99,13 @@ def _accept(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> N
     if masked & (present.keys() | set(new)):
         for name in present.keys() - given:
             state[prefix + name] = torch.ones_like(present[name])
+    inserted = [n for n in given - present.keys() if _INSERTED.search(n) and not _has_buffer(module, n)]
+    if inserted and strict:
+        errors.append(
+            f"{min(inserted)!r} is a mask on an activation or on statistics, and this module has none there: "
+            "load the pruner's state first (pruner.load_state_dict), or compile with the config list and the "
+            "pruner of the saved module."
+        )
 
 
 def _has_buffer(module: nn.Module, name: str) -> bool:

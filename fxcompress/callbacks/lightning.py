@@ -45,6 +45,25 @@ class PruningCallback(Callback):
         """The name of its state in a checkpoint, one per algorithm."""
         return f"{type(self).__qualname__}({self.pruner.name})"
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Have the pruner restored before the model, whose state may need masks that are not there yet.
+
+        Lightning restores callbacks last; the module's own ``on_load_checkpoint`` is what comes first.
+        """
+        own = pl_module.on_load_checkpoint
+
+        def restore(checkpoint: dict[str, Any]) -> None:
+            states = checkpoint.get("callbacks", {})
+            if self.state_key in states:
+                self.load_state_dict(states[self.state_key])
+            own(checkpoint)
+
+        pl_module.on_load_checkpoint = restore
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its own method back."""
+        vars(pl_module).pop("on_load_checkpoint", None)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch the optimizer, which Lightning makes when fitting begins."""
         bind(self.pruner, pl_module, trainer.optimizers)
@@ -58,5 +77,5 @@ class PruningCallback(Callback):
         return self.pruner.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; Lightning restores the model itself before."""
+        """Go on from a checkpoint."""
         self.pruner.load_state_dict(state_dict)

@@ -30,8 +30,9 @@ from fxcompress.config.settings import AMOUNTS, PruningSettings
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.capture import capture
-from fxcompress.graph.module import CompiledModule
+from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.passes.insert_masks import accept_masks, insert_masks, own_masks, reset_masks
+from fxcompress.pruning.batches import inputs_of
 from fxcompress.pruning.masks import checked
 from fxcompress.pruning.optimizers import innermost, trains, watch_steps
 from fxcompress.pruning.summary import mask_table
@@ -262,6 +263,24 @@ class Pruner:
             raise FxcompressError(f"activation collector {identity!r}: no such id; in use: {known}")
         for handle in self._collectors.pop(identity):
             handle.remove()
+
+    def run_data(self) -> None:
+        """Run the masked module on every batch of ``data``, so that activation collectors see them; in eval
+        mode, without gradients.
+
+        Raises:
+            FxcompressError: if the pruner was given no data, or a batch does not hold the model's inputs.
+        """
+        module = self._bound("run_data")
+        if self.data is None:
+            raise FxcompressError(
+                f"{type(self).__name__}.run_data: expected data=... (an iterable of batches), got none; give "
+                f"it to fxcompress.compile or to {type(self).__name__}"
+            )
+        with eval_mode(module), torch.no_grad():
+            for batch in self.data:
+                args, kwargs = inputs_of(module, batch)
+                module(*args, **kwargs)
 
     # -- looking, saving -----------------------------------------------------------------------------------
     def summary(self) -> Table:

@@ -103,13 +103,14 @@ class MeasuringPruner(ScoringPruner, ABC):
         """Choose the masks anew, from what has been measured so far.
 
         Raises:
-            FxcompressError: if nothing has.
+            FxcompressError: if nothing has, naming a layer where others have.
         """
         if self.bound_model is not None and not self.batches:
             raise FxcompressError(
                 f"{type(self).__name__}.update_mask: nothing has been measured yet; the masks are chosen "
                 f"after {self._wanted} steps of training"
             )
+        self._require_sums()
         watching = self._watching
         self._stop()
         super().update_mask()
@@ -166,6 +167,11 @@ class MeasuringPruner(ScoringPruner, ABC):
 
     def _add_up(self) -> None:
         """Let the sums be those of all processes."""
+        self._require_sums()
+        self.sums, self.counts = added_up(self.sums, self.counts)
+
+    def _require_sums(self) -> None:
+        """Name a layer that nothing was measured of."""
         missing = next((name for name in self._layers if name not in self.sums), None)
         if missing is not None:
             raise FxcompressError(
@@ -174,7 +180,6 @@ class MeasuringPruner(ScoringPruner, ABC):
                 "train the module that compress() returned, and call use_optimizer(optimizer) where the "
                 "pruner was made without one"
             )
-        self.sums, self.counts = added_up(self.sums, self.counts)
 
     def forget(self) -> None:
         """Drop what was measured: the next choice measures the model as it is then."""

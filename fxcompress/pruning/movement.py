@@ -153,7 +153,10 @@ class MovementPruner(ScoringPruner):
         self.update_mask()
 
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
-        super()._insert(choice if self.finished else replace(choice, units=None), flow, layers)
+        if not self.finished:  # nothing but the layers themselves is masked
+            rows = {name: ~gone for name, gone in choice.units.items() if bool(gone.any())}
+            choice = replace(choice, units={}, rows=choice.rows | rows)
+        super()._insert(choice, flow, layers)
 
     def _analyzed(self) -> tuple[Flow, list[Layer]]:
         if self._known is None or self.finished:  # until then the graph stays as ``bind`` left it

@@ -189,4 +189,4 @@ def _plain(choice: Choice) -> dict[str, Any]:
     def small(masks: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: mask.bool() for name, mask in masks.items()}
 
-    return {"units": choice.units, "weights": small(choice.weights), "rows": small(choice.rows)}
+    return {"units": small(choice.units), "weights": small(choice.weights), "rows": small(choice.rows)}

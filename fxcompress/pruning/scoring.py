@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,14 +28,18 @@ from fxcompress.rules.flow import Flow
 
 @dataclass
 class Choice:
-    """What is masked: whole units of coupled channels, and entries of single layers."""
+    """What is masked, in terms of layers: their graph changes when masks come, and units with it."""
 
-    units: Tensor | None = None
-    """``bool[units]``: those pruned."""
+    units: dict[str, Tensor] = field(default_factory=dict)
+    """Layer → ``bool[outputs]``: the output channels that go, with all that they are coupled to."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Layer → its weight's mask."""
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """Layer → ``bool[outputs]``: the output channels it keeps, where it loses any."""
+    """Layer → ``bool[outputs]``: the output channels it keeps, where it loses any of its own."""
+
+    def kept(self, layer: str) -> Tensor | None:
+        """``bool[outputs]``: the output channels a layer keeps, if it was chosen to lose any."""
+        return ~self.units[layer] if layer in self.units else self.rows.get(layer)
 
 
 LOWEST = -1e20
@@ -87,9 +92,7 @@ class ScoringPruner(Pruner, ABC):
                 flow, units, whole, scores, self.group_score, self.lost
             )
             self._note(notes)
-            self.choice.units = torch.from_numpy(pruned)
-            kept = {layer.name: torch.from_numpy(~pruned[units.of(layer.outputs)]) for layer in whole}
-            self.choice.rows = {name: row for name, row in kept.items() if not bool(row.all())}
+            self.choice.units = {a.name: torch.from_numpy(pruned[units.of(a.outputs)]) for a in whole}
         else:
             self._choose_rows(whole, scores)
         self._insert(self.choice, flow, layers)
@@ -105,7 +108,7 @@ class ScoringPruner(Pruner, ABC):
         """The channels' scores as they are ranked; those masked ``before`` go first."""
         score = self.score(layer).float()
         score = score if self.comparable else normalized(score)
-        kept = None if before is None else before.rows.get(layer.name)
+        kept = None if before is None else before.kept(layer.name)
         return score if kept is None else score.where(kept.to(score.device), LOWEST)
 
     def _importance(self, layer: Layer, before: Choice | None) -> Tensor:
@@ -175,13 +178,18 @@ class ScoringPruner(Pruner, ABC):
 
     def _insert(self, choice: Choice, flow: Flow, layers: list[Layer]) -> None:
         module = self._bound("choose")
-        if choice.units is not None and bool(choice.units.any()):
-            mask_units(module, flow, self._units(flow, layers), choice.units.cpu().numpy())
+        if any(bool(gone.any()) for gone in choice.units.values()):
+            units = self._units(flow, layers)
+            pruned = np.zeros(len(units.fixed), dtype=np.bool_)
+            for layer in layers:
+                if layer.name in choice.units:
+                    pruned[units.of(layer.outputs)[choice.units[layer.name].cpu().numpy()]] = True
+            mask_units(module, flow, units, pruned)
         masks: dict[str, Tensor] = {}
         for layer in layers:
             if layer.name in choice.weights:
                 masks |= layer.masks(module, choice.weights[layer.name])
-            if layer.name in choice.rows and choice.units is None:
+            if layer.name in choice.rows:
                 masks |= layer.row_masks(module, choice.rows[layer.name])
         insert_masks(module, masks)
         if any(layer.weight_name is None for layer in layers):  # masked in the graph, not at a parameter

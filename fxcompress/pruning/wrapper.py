@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxcompress.config.settings import PruningSettings
+from fxcompress.errors import FxcompressError
 
 
 class Wrapper:
@@ -29,10 +30,19 @@ class Wrapper:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The layer's weight (of several the first), without its mask."""
-        named = self.module._parameters.get("weight")
+        """The layer's weight (of several the first), without its mask.
+
+        Raises:
+            FxcompressError: if the layer has none of its own, only one that is computed.
+        """
         own = [p for p in self.module._parameters.values() if p is not None and p.dim() > 1]
-        return own[0] if named is None else named
+        weight = self.module._parameters.get("weight", own[0] if own else None)
+        if weight is None:
+            raise FxcompressError(
+                f"layer {self.name!r} ({self.type}) has no weight of its own (it may be computed); exclude it "
+                "in the config list"
+            )
+        return weight
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -48,6 +58,14 @@ class Wrapper:
     def bias_mask(self) -> Tensor | None:
         """The mask on the bias (the buffer itself), ``None`` before there is one."""
         return self.module._buffers.get("bias_mask")
+
+    def __getattr__(self, name: str) -> Any:
+        """What was set on it; anything else is an error that names the layer."""
+        layer = self.__dict__.get("name")
+        raise AttributeError(
+            f"the wrapper of layer {layer!r} has no {name!r}; an attribute of an algorithm's own is set with "
+            f"pruner.set_wrappers_attribute({name!r}, value)"
+        )
 
     def __repr__(self) -> str:
         """``Wrapper('conv1', Conv2d, {'sparsity': 0.5})``."""

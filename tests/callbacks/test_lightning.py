@@ -23,6 +23,7 @@ from fxcompress.pruning import (
     TaylorFOWeightFilterPruner,
     get_masks,
 )
+from tests.helpers import ready
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.lightning"
@@ -54,6 +55,10 @@ class Lit(nn.Module):
     def __init__(self, network: nn.Module, *, automatic: bool) -> None:
         super().__init__()
         self.network, self.automatic = network, automatic
+        self.loaded: list[dict[str, Any]] = []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.loaded.append(checkpoint)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         unrelated = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -83,9 +88,8 @@ def fit(model: Lit, callback: Any, epochs: int = 2) -> SimpleNamespace:
     return trainer
 
 
-def by_hand(cls: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def by_hand(cls: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sums and weights of the same two epochs with an optimizer given to the pruner."""
-    model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     pruner = cls(model, CONFIG, optimizer, example_inputs=X, statistics_batch_num=3)
     module = pruner.compress()
@@ -106,7 +110,7 @@ def test_fitting_masks_and_trains_what_a_loop_of_ones_own_does(
     trainer = fit(model, callback(pruner))
     assert pruner.optimizer is trainer.optimizers[1], "the one that trains the masked layers"
     assert (pruner.steps, pruner.epoch) == (8, 1)
-    sums, weights = by_hand(cls)
+    sums, weights = by_hand(cls, net())
     assert all(torch.equal(pruner.sums[name], value) for name, value in sums.items())
     found = model.network.state_dict()
     assert found.keys() == weights.keys()
@@ -135,18 +139,40 @@ def test_an_optimizer_that_the_pruner_has_stays(callback: Any) -> None:
     assert pruner.steps == 1
 
 
-def test_a_checkpoint_restores_model_then_pruner(callback: Any) -> None:
-    pruner = TaylorFOWeightFilterPruner(net(), CONFIG, example_inputs=X, statistics_batch_num=3)
+def smooth_net(seed: int = 1) -> nn.Module:
+    """A network whose masks include one on an activation: a sigmoid turns masked channels into 0.5."""
+    layers = (nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    return ready(nn.Sequential(*layers), seed).train()
+
+
+def test_the_masked_module_may_be_wrapped(callback: Any) -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    compiled: Any = torch.compile(pruner.compress(), backend="eager")
+    model = Lit(nn.Sequential(compiled), automatic=True)
+    fit(model, callback(pruner), epochs=1)
+    assert pruner.steps == 4
+
+
+def test_a_checkpoint_restores_the_pruner_before_the_model(callback: Any) -> None:
+    pruner = TaylorFOWeightFilterPruner(smooth_net(), CONFIG, example_inputs=X, statistics_batch_num=3)
     model = Lit(pruner.compress(), automatic=True)
     saving = callback(pruner)
     fit(model, saving)
-    again = TaylorFOWeightFilterPruner(net(2), CONFIG, example_inputs=X, statistics_batch_num=3)
+    checkpoint = {"state_dict": model.state_dict(), "callbacks": {saving.state_key: saving.state_dict()}}
+    again = TaylorFOWeightFilterPruner(smooth_net(2), CONFIG, example_inputs=X, statistics_batch_num=3)
     resumed = Lit(again.compress(), automatic=True)
     loading = callback(again)
-    assert loading.state_key == saving.state_key
-    resumed.load_state_dict(model.state_dict())
-    loading.load_state_dict(saving.state_dict())
-    loading.on_train_start(SimpleNamespace(optimizers=resumed.configure_optimizers()), resumed)
+    trainer = SimpleNamespace(optimizers=resumed.configure_optimizers())
+    with pytest.raises(RuntimeError, match=r"'_activation_mask_\w+' is a mask .*pruner\.load_state_dict"):
+        resumed.load_state_dict(checkpoint["state_dict"])
+    loading.setup(trainer, resumed, "fit")
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.loaded == [checkpoint], "the module's own method is called, too"
+    resumed.load_state_dict(checkpoint["state_dict"])
+    loading.load_state_dict(checkpoint["callbacks"][loading.state_key])
+    loading.on_train_start(trainer, resumed)
+    loading.teardown(trainer, resumed, "fit")
+    assert "on_load_checkpoint" not in vars(resumed)
     assert (again.steps, again.epoch) == (8, 1)
     assert torch.equal(resumed.network(X), model.network(X))
     assert get_masks(resumed.network).keys() == {"0", "2"}
@@ -199,7 +225,7 @@ def test_the_real_trainer_does_the_same(cls: Any, automatic: bool, tmp_path: Pat
             self.network(batch[0])
 
     def run(epochs: int, checkpoint: str | None = None) -> tuple[Any, Any]:
-        pruner = cls(net(), CONFIG, example_inputs=X, statistics_batch_num=3)
+        pruner = cls(smooth_net(), CONFIG, example_inputs=X, statistics_batch_num=3)
         model = Model(pruner.compress())
         off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         quiet = dict.fromkeys(off, False)
@@ -209,7 +235,7 @@ def test_the_real_trainer_does_the_same(cls: Any, automatic: bool, tmp_path: Pat
         return pruner, trainer
 
     pruner, trainer = run(2)
-    sums, weights = by_hand(cls)
+    sums, weights = by_hand(cls, smooth_net())
     assert all(torch.equal(pruner.sums[name], value) for name, value in sums.items())
     found = pruner.bound_model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -279,7 +279,7 @@ def test_masks_that_change_need_no_recompilation() -> None:
     optimizer = sgd(model)
     module = RotatingPruner(model, CONFIG, optimizer, example_inputs=X).compress()
     counter = CompileCounter()
-    compiled = torch.compile(module, backend=counter)
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
     for index in range(3):
         assert gone(module).flatten(1).all(1).nonzero().flatten().tolist() == [index]
         assert torch.equal(compiled(X), module(X))
@@ -302,6 +302,35 @@ def test_masks_that_are_new_reach_the_compiled_module(cls: Any) -> None:
         found.append(module)
     assert same(get_masks(found[0]), get_masks(found[1]))
     assert torch.equal(weight(found[0]), weight(found[1]))
+
+
+class Normed(nn.Module):
+    """LayerNorm over pruned features: its statistics run over the kept ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.gelu(self.norm(self.first(x))))  # type: ignore[no-any-return]
+
+
+def test_restricted_statistics_compile_as_one_graph_and_run_in_bfloat16() -> None:
+    model = ready(Normed())
+    optimizer = sgd(model)
+    x = image(4, 6)
+    entry = {"sparsity": 0.5, "op_names": ["first"]}
+    module = L1FilterPruner(model, [entry], optimizer, example_inputs=x).compress()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    step(compiled, optimizer, x)
+    assert not bool(grad(module, "first")[gone(module, "first")].any())
+    assert torch.equal(compiled(x), module(x))
+    small, x = fxcompress.speedup(module).float(), x.float()
+    assert small.get_parameter("norm.weight").shape == (6,)
+    module.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        error = relative_error(small(x).float(), module(x).float())
+    assert error < 2**-6  # two roundings to the eight bits of bfloat16
 
 
 @pytest.mark.slow
@@ -396,6 +425,18 @@ def test_measuring_goes_on_after_a_checkpoint() -> None:
     assert same(get_masks(module), get_masks(modules[0]))
 
 
+def test_what_was_chosen_on_one_graph_is_chosen_again_on_one_that_has_masks() -> None:
+    config = [{"sparsity": 0.5, "op_names": ["0", "3"]}]
+    pruner, other = (L1FilterPruner(sigmoid_net(seed), config, example_inputs=X) for seed in (1, 2))
+    module, fresh = pruner.compress(), other.compress()
+    assert not same(get_masks(fresh), get_masks(module))
+    for _ in range(2):
+        other.load_state_dict(pruner.state_dict())
+        assert same(get_masks(fresh), get_masks(module))
+        fresh.load_state_dict(module.state_dict())
+        assert relative_error(run(fresh, (X,)), run(module, (X,))) <= EXACT
+
+
 def test_a_deep_copy_has_masks_and_weights_of_its_own() -> None:
     model = net()
     optimizer = sgd(model)
@@ -477,6 +518,41 @@ def test_a_collector_sees_a_masked_layer_in_a_compiled_module() -> None:
     assert bool(seen[0][1][:, 1:].any())
 
 
+def test_a_pruner_that_changes_masks_by_the_step_goes_on_after_a_checkpoint() -> None:
+    model, fresh = net(), net(2)
+    optimizers = sgd(model), sgd(fresh)
+    pruners = [
+        RotatingPruner(m, CONFIG, o, example_inputs=X)
+        for m, o in zip((model, fresh), optimizers, strict=True)
+    ]
+    module, resumed = (pruner.compress() for pruner in pruners)
+    step(module, optimizers[0])
+    step(module, optimizers[0])
+    pruners[1].load_state_dict(pruners[0].state_dict())
+    resumed.load_state_dict(module.state_dict())
+    assert torch.equal(resumed(X), module(X))
+    step(module, optimizers[0])
+    step(resumed, optimizers[1])
+    assert same(get_masks(resumed), get_masks(module))
+    assert gone(resumed).flatten(1).all(1).nonzero().flatten().tolist() == [3]
+
+
+def test_data_is_run_in_eval_mode_for_collectors() -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X, data=[X, (X[:2], torch.zeros(2))])
+    module = pruner.compress()
+    seen: list[tuple[int, bool, bool]] = []
+    pruner.add_activation_collector(
+        lambda w, inputs, output: seen.append((len(output), output.requires_grad, w.module.training))
+    )
+    pruner.run_data()
+    assert seen == [(4, False, False)] * 2 + [(2, False, False)] * 2
+    assert module.training
+    other = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    other.compress()
+    with pytest.raises(FxcompressError, match=r"run_data: expected data=.*fxcompress\.compile"):
+        other.run_data()
+
+
 # -- mistakes ------------------------------------------------------------------------------------------------
 def giving(given: Any) -> Pruner:
     class Giving(Pruner):
@@ -546,6 +622,14 @@ def test_compress_is_called_once() -> None:
         pruner.compress()
 
 
+def test_a_missing_attribute_of_a_wrapper_names_layer_and_remedy() -> None:
+    pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
+    pruner.compress()
+    with pytest.raises(AttributeError, match=r"layer '0' has no 'total'.*set_wrappers_attribute\('total'"):
+        pruner.wrappers[0].total  # noqa: B018
+    assert copy.copy(pruner.wrappers[0]).name == "0"
+
+
 def test_an_unknown_collector_is_told_those_there_are() -> None:
     pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
     pruner.compress()
@@ -608,6 +692,8 @@ def test_steps_without_gradients_or_forward_passes_are_named(tmp_path: Path) -> 
         with pytest.raises(FxcompressError, match=r"nothing has been measured yet.* 2 steps"):
             pruner.update_mask()
         optimizer.step()
+        with pytest.raises(FxcompressError, match=r"^0: pruner .* measured nothing of it in 1 steps"):
+            pruner.update_mask()
         with pytest.raises(FxcompressError, match="1 of 2 steps of training have been measured"):
             pruner.export_model(tmp_path / "weights.pt")
         with pytest.raises(FxcompressError, match=r"^0: pruner .* measured nothing of it in 2 steps"):
