@@ -39,8 +39,8 @@ class Wrapper:
         weight = self.module._parameters.get("weight", own[0] if own else None)
         if weight is None:
             raise FxcompressError(
-                f"layer {self.name!r} ({self.type}) has no weight of its own (it may be computed); exclude it "
-                "in the config list"
+                f"layer {self.name!r} ({self.type}) has no weight of its own (it may be computed); exclude "
+                "it in the config list"
             )
         return weight
 
