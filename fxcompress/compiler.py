@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,35 +124,35 @@ def speedup(
     if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
         raise SpeedupError(f"round_to: expected a positive number of channels, got {round_to!r}")
     masked = model if isinstance(model, CompiledModule) else capture(model, example_inputs)
-    if example_inputs is not None:
-        masked = masked.fork()
-        masked.example_inputs = as_inputs(example_inputs)
+    inputs = masked.example_inputs if example_inputs is None else as_inputs(example_inputs)
     if masks is not None:
         masked = _with_masks(masked, masks)
-    small = masked.fork(compiled=False)
-    folded, again = False, True
-    named = masked.named_parameters(remove_duplicate=False)
-    origin: dict[str, Slices] = {name: (None,) * parameter.dim() for name, parameter in named}
-    stayed: list[_Stayed] = []
-    unruled: list[tuple[str, str]] | None = None
-    while again:
-        erase_dead(small.graph)
-        found = Analysis.of(small, round_to)
-        if unruled is None:  # in later rounds the axes are no longer those of the masked model
-            stayed, unruled = _stayed(masked, found), _without_rule(found)
-        now = compact(small, found, round_to=round_to)
-        done = shrink(small, now.flow, now.values, now.kept)
-        folded, again = folded or done.folded, done.again or now is not found
-        origin = {name: after(origin[name], s) for name, s in done.slices.items() if name in origin}
+    with _uncollected():
+        small = masked.fork(compiled=False)
+        small.example_inputs = inputs
+        folded, again = False, True
+        named = masked.named_parameters(remove_duplicate=False)
+        origin: dict[str, Slices] = {name: (None,) * parameter.dim() for name, parameter in named}
+        stayed: list[_Stayed] = []
+        unruled: list[tuple[str, str]] | None = None
+        while again:
+            erase_dead(small.graph)
+            found = Analysis.of(small, round_to)
+            if unruled is None:  # in later rounds the axes are no longer those of the masked model
+                stayed, unruled = _stayed(masked, found), _without_rule(found)
+            now = compact(small, found, round_to=round_to)
+            done = shrink(small, now.flow, now.values, now.kept)
+            folded, again = folded or done.folded, done.again or now is not found
+            origin = {name: after(origin[name], s) for name, s in done.slices.items() if name in origin}
     if verify:
         allowed = tolerance(masked) if folded else TOLERANCE
         passes = ("propagate", "shrink")
-        verify_pair(masked, small, masked.example_inputs, tolerance=allowed, passes=passes)
+        verify_pair(masked, small, inputs, tolerance=allowed, passes=passes)
     small.train(masked.training)
     left = dict(small.named_parameters(remove_duplicate=False))
     small.origin = {name: slices for name, slices in origin.items() if name in left}
     kept = [*((row.layer, row.told(small)) for row in stayed), *(unruled or ())]
-    small.report = make_report(masked, small, masked.example_inputs, kept, masked.notes)
+    small.report = make_report(masked, small, inputs, kept, masked.notes)
     return small
 
 
@@ -182,6 +184,20 @@ def apply_masks(
     masked = _with_masks(masked, masks)
     accept_masks(masked)
     return masked
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: the many small objects of an analysis live until it is done, and to look
+    through them (and all of torch) again and again takes as long as the analysis.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _with_masks(
