@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -243,6 +243,10 @@ class GradientPruner(MeasuringPruner, ABC):
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What one batch adds for every weight, of the weight's shape."""
 
+    def derivatives(self, loss: Tensor, weights: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+        """What ``contribution`` gets for each weight: the gradient of the loss of one batch."""
+        return torch.autograd.grad(loss, weights, allow_unused=True)
+
     def importance(self, layer: Layer) -> Tensor:
         """The mean of the contributions."""
         return layer.rule.canonical(layer.call, self.mean(layer))
@@ -257,8 +261,8 @@ class GradientPruner(MeasuringPruner, ABC):
             for batch in batches:
                 args, kwargs = inputs_of(module, batch)
                 loss = loss_fn(module(*args, **kwargs), batch)
-                gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                derivatives = self.derivatives(loss, list(weights.values()))
+                for (name, weight), gradient in zip(weights.items(), derivatives, strict=True):
                     self.add(name, self._of(weight, gradient))
                 self.batches += 1
 

@@ -92,15 +92,38 @@ def summed(output: Tensor, batch: Any) -> Tensor:
     return output.sum()
 
 
-@pytest.mark.parametrize(("cls", "factor"), [(TaylorFOWeightFilterPruner, 1.0), (OBDPruner, 0.5)])
-def test_gradient_scores(cls: type[ScoringPruner], factor: float) -> None:
+def test_taylor_is_the_squared_product_of_weight_and_gradient() -> None:
     """y = 5 h0 - h1 of x = (1, 2): g = [[5, 10], [-1, -2]]; of x = (2, 0): g = [[10, 0], [-2, 0]]."""
     model = two_layers([[1.0, 2.0], [3.0, -4.0]], [0.5, -0.5], nn.Identity(), last=[5.0, -1.0])
     data = [X2[:1], X2[1:]]
-    expected = [(25 + 400 + 100) / 2, (9 + 64 + 36) / 2]
-    got = scores(cls, model, X2, data=data, loss_fn=summed)
-    assert got == pytest.approx([factor * e for e in expected])
+    got = scores(TaylorFOWeightFilterPruner, model, X2, data=data, loss_fn=summed)
+    assert got == pytest.approx([(25 + 400 + 100) / 2, (9 + 64 + 36) / 2])
     assert all(p.grad is None for p in model.parameters())
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+def test_obd_is_half_the_curvature_times_the_squared_weight() -> None:
+    """y = 5 h0² - h1², x one-hot: the Hessian is diagonal, 2 · 5 · x_j² and -2 · x_j²."""
+    model = two_layers([[1.0, 2.0], [3.0, -4.0]], [0.5, -0.5], Squared(), last=[5.0, -1.0])
+    data = [torch.tensor([[3.0, 0.0]]).double(), torch.tensor([[0.0, 2.0]]).double()]
+    curvature = [[10 * 9 / 2, 10 * 4 / 2], [-2 * 9 / 2, -2 * 4 / 2]]
+    weights = [[1.0, 2.0], [3.0, -4.0]]
+    expected = [
+        sum(0.5 * h * w * w for h, w in zip(row, own, strict=True))
+        for row, own in zip(curvature, weights, strict=True)
+    ]
+    assert scores(OBDPruner, model, X2, data=data, loss_fn=summed) == pytest.approx(expected)
+
+
+def test_obd_needs_data_of_its_own() -> None:
+    model = two_layers(ROWS, [0.5] * 4, nn.ReLU(), last=[1.0] * 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ConfigError, match=r"pruner 'obd' takes second derivatives .* choose pruner 'taylor'"):
+        OBDPruner(model, [{"sparsity": 0.5, "op_names": ["0"]}], optimizer, example_inputs=X2).compress()
 
 
 ACTIVATED = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
