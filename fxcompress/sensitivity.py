@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from fxcompress.compiler import compile as compile_model
@@ -24,6 +22,7 @@ from fxcompress.errors import ConfigError, FxcompressError, did_you_mean
 from fxcompress.export.files import replacing
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import eval_mode
+from fxcompress.progress import shown
 
 SPARSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 
@@ -86,11 +85,8 @@ class SensitivityAnalysis:
             for sparsity in (0.0, *self.sparsities)
             if sparsity not in self.results.get(layer, {})
         ]
-        console = Console(stderr=True)
         base: float | None = next((curve[0.0] for curve in self.results.values() if 0.0 in curve), None)
-        for layer, sparsity in track(
-            missing, "sensitivity", console=console, transient=True, disable=not console.is_terminal
-        ):
+        for layer, sparsity in shown(missing, "sensitivity"):
             if sparsity == 0.0:
                 base = self._measured(dense) if base is None else base
                 metric = base
@@ -104,7 +100,7 @@ class SensitivityAnalysis:
 
     def _measured(self, module: nn.Module) -> float:
         with eval_mode(module):
-            return float(self.evaluate(module.eval()))
+            return float(self.evaluate(module))
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write ``results`` as CSV: one line per layer, one column per sparsity."""

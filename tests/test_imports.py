@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "fxcompress"
 
 # Bottom to top. A name stands for a package or a module directly under `fxcompress`.
 LAYERS = (
-    ("errors",),
+    ("errors", "progress"),
     ("ops",),
     ("graph",),
     ("rules",),

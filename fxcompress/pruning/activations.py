@@ -12,7 +12,6 @@ from fxcompress.pruning.following import next_call
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.measuring import ActivationPruner
 from fxcompress.pruning.scoring import FilterPruner
-from fxcompress.rules.flow import Flow
 
 ACTIVATIONS = {
     "relu": ("relu", "relu_", "relu6", "hardtanh", "clamp_min", "threshold"),
@@ -40,10 +39,6 @@ class ActivationRankPruner(ActivationPruner, FilterPruner, ABC):
             )
         chosen = ACTIVATIONS.values() if activation is None else [ACTIVATIONS[activation]]
         self._operators = frozenset(op for operators in chosen for op in operators)
-
-    def _analyzed(self) -> tuple[Flow, list[Layer]]:
-        self._flow, layers = super()._analyzed()
-        return self._flow, layers
 
     def observed(self, layer: Layer) -> tuple[fx.Node, int]:
         """The activation's node, or the layer's own, and its channel dimension."""

@@ -21,16 +21,13 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, fx, nn
 
-from fxcompress.config import Selection
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.graph.calls import Reference
 from fxcompress.graph.module import CompiledModule, eval_mode, get_tensor
 from fxcompress.passes.observe import insert_observers, remove_observers
-from fxcompress.pruning.base import LossFn
+from fxcompress.progress import shown
 from fxcompress.pruning.batches import inputs_of
 from fxcompress.pruning.distributed import added_up
 from fxcompress.pruning.layers import Layer
@@ -42,18 +39,7 @@ class MeasuringPruner(ScoringPruner, ABC):
 
     needs_loss: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config_list: list[dict[str, Any]] | Selection,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        example_inputs: Any = None,
-        dependency_aware: bool = True,
-        data: Iterable[Any] | None = None,
-        loss_fn: LossFn | None = None,
-        statistics_batch_num: int | None = None,
-    ) -> None:
+    def __init__(self, *args: Any, statistics_batch_num: int | None = None, **options: Any) -> None:
         """As the base's, and ``statistics_batch_num``: how many batches of ``data`` (all by default) or steps
         of training (1 by default) are measured before masks are chosen.
 
@@ -61,10 +47,7 @@ class MeasuringPruner(ScoringPruner, ABC):
             ConfigError: if there is nothing to measure on: neither data, an optimizer, nor
                 ``statistics_batch_num``, which says that ``use_optimizer`` will be called.
         """
-        super().__init__(
-            model, config_list, optimizer, example_inputs=example_inputs,
-            dependency_aware=dependency_aware, data=data, loss_fn=loss_fn,
-        )  # fmt: skip
+        super().__init__(*args, **options)
         if statistics_batch_num is not None and statistics_batch_num < 1:
             raise ConfigError(f"statistics_batch_num: expected at least 1, got {statistics_batch_num}")
         self.statistics_batch_num = statistics_batch_num
@@ -75,8 +58,10 @@ class MeasuringPruner(ScoringPruner, ABC):
         """How many batches or steps of training this process has measured."""
         self._layers: list[str] = []
         self._watching = False
-        missing = [n for n, v in (("data", data), ("loss_fn", loss_fn)) if v is None and self._needs(n)]
-        if missing and optimizer is None and (data is not None or statistics_batch_num is None):
+        given = {"data": self.data, "loss_fn": self.loss_fn}
+        missing = [name for name, value in given.items() if value is None and self._needs(name)]
+        promised = self.data is None and statistics_batch_num is not None
+        if missing and self.optimizer is None and not promised:
             raise ConfigError(
                 f"pruner {self.name!r} measures the model on batches: expected "
                 f"{' and '.join(f'{name}=...' for name in missing)}, got none; pass them, or to "
@@ -208,15 +193,7 @@ class MeasuringPruner(ScoringPruner, ABC):
         return (self.sums[layer.name] / self.counts[layer.name]).float()
 
     def _batches(self, data: Iterable[Any]) -> Iterable[Any]:
-        chosen = itertools.islice(data, self.statistics_batch_num)
-        console = Console(stderr=True)
-        return track(
-            chosen,
-            f"{self.name}: measuring",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        return shown(itertools.islice(data, self.statistics_batch_num), f"{self.name}: measuring")
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, and the sums."""

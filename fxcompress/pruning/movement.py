@@ -30,7 +30,6 @@ from fxcompress.passes.insert_masks import insert_masks
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.scheduled import decimal
 from fxcompress.pruning.scoring import Choice, ScoringPruner
-from fxcompress.pruning.units import Units
 from fxcompress.rules.flow import Flow
 
 
@@ -89,7 +88,7 @@ class MovementPruner(ScoringPruner):
         """Layer → ``S``, of its weight's shape."""
         self.finished = False
         self._goals: dict[str, PruningSettings] = {}
-        self._known: tuple[Flow, list[Layer], Units | None] | None = None
+        self._known: tuple[Flow, list[Layer]] | None = None
 
     # -- what is masked ------------------------------------------------------------------------------------
     def bind(self, module: CompiledModule, settings: dict[str, PruningSettings]) -> None:
@@ -160,16 +159,9 @@ class MovementPruner(ScoringPruner):
 
     def _analyzed(self) -> tuple[Flow, list[Layer]]:
         if self._known is None or self.finished:  # until then the graph stays as ``bind`` left it
-            self._known = *super()._analyzed(), None
-        flow, layers, _ = self._known
+            self._known = super()._analyzed()
+        flow, layers = self._known
         return flow, [replace(layer, settings=self.settings[layer.name]) for layer in layers]
-
-    def _units(self, flow: Flow, layers: list[Layer]) -> Units:
-        if self._known is None or self._known[0] is not flow:
-            return super()._units(flow, layers)
-        units = self._known[2] or super()._units(flow, layers)
-        self._known = *self._known[:2], units
-        return units
 
     # -- the scores ----------------------------------------------------------------------------------------
     def stepped(self) -> None:

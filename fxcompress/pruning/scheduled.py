@@ -11,10 +11,9 @@ masks are chosen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fxcompress.config import Selection
@@ -22,7 +21,7 @@ from fxcompress.config.settings import PruningSettings
 from fxcompress.errors import ConfigError, did_you_mean
 from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.insert_masks import mask_names, read_masks, reset_masks, write_masks
-from fxcompress.pruning.base import LossFn, Pruner
+from fxcompress.pruning.base import Pruner
 from fxcompress.pruning.measuring import MeasuringPruner
 from fxcompress.pruning.registry import PRUNERS
 from fxcompress.pruning.scoring import Choice, ScoringPruner
@@ -40,25 +39,16 @@ class ScheduledPruner(Pruner, ABC):
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]] | Selection,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
+        *args: Any,
         pruning_algorithm: str | None = None,
-        example_inputs: Any = None,
-        dependency_aware: bool = True,
-        data: Iterable[Any] | None = None,
-        loss_fn: LossFn | None = None,
+        **options: Any,
     ) -> None:
         """As the base's; ``data`` and ``loss_fn`` go to the criteria.
 
         Args:
             model: see ``Pruner``.
             config_list: see ``Pruner``; ``pruner`` names the criterion of an entry's layers.
-            optimizer: see ``Pruner``.
             pruning_algorithm: name of the criterion for entries that name none.
-            example_inputs: see ``Pruner``.
-            dependency_aware: see ``Pruner``.
-            data: see ``Pruner``.
-            loss_fn: see ``Pruner``.
 
         Raises:
             ConfigError: naming the entry, the key, what was expected and what was given.
@@ -69,10 +59,7 @@ class ScheduledPruner(Pruner, ABC):
             raise ConfigError(f"pruning_algorithm: expected the name of a criterion, got {name!r}{hint}")
         if not isinstance(config_list, Selection):
             config_list = self._select(model, config_list, name, PRUNERS[name].op_types)
-        super().__init__(
-            model, config_list, optimizer, example_inputs=example_inputs,
-            dependency_aware=dependency_aware, data=data, loss_fn=loss_fn,
-        )  # fmt: skip
+        super().__init__(model, config_list, *args, **options)
         self.goals: dict[str, PruningSettings] = dict(self.selection.pruning)
         self.criteria: dict[str, Pruner] = {
             pruner: self._criterion(pruner)

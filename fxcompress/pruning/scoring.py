@@ -59,6 +59,10 @@ class ScoringPruner(Pruner, ABC):
     keep_pruned: bool = False
     """Whether what the last choice masked is masked by the next one too."""
     choice: Choice | None = None
+    _flow: Flow
+    """The axes as they were analyzed last."""
+    _found: Units | None = None
+    """Their units, once they have been looked for."""
     removed: Mapping[tuple[str, ...], int] = MappingProxyType({})
     """How many units the last choice took from each class of layers that are chosen together."""
     lost: Mapping[tuple[str, ...], int] = MappingProxyType({})
@@ -99,7 +103,8 @@ class ScoringPruner(Pruner, ABC):
 
     def _analyzed(self) -> tuple[Flow, list[Layer]]:
         module = self._bound("choose")
-        flow = analyze_axes(module, restrict=self.dependency_aware)
+        self._flow = flow = analyze_axes(module, restrict=self.dependency_aware)
+        self._found = None
         layers, missing = find_layers(module, flow, self.settings)
         self._note([f"{name}: not pruned: {reason}" for name, reason in missing.items()])
         return flow, layers
@@ -126,6 +131,11 @@ class ScoringPruner(Pruner, ABC):
 
     def _units(self, flow: Flow, layers: list[Layer]) -> Units:
         """The units of coupled channels, attention divided into heads or features where layers ask for it."""
+        if self._found is None:
+            self._found = self._find_units(flow, layers)
+        return self._found
+
+    def _find_units(self, flow: Flow, layers: list[Layer]) -> Units:
         along: dict[int, int] = {}
         for layer in layers:
             asked = {"head": 1, "head_dim": -1}.get(str(self._granularity(layer)))

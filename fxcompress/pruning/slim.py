@@ -15,7 +15,6 @@ from fxcompress.graph.module import get_tensor
 from fxcompress.pruning.following import next_call
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.scoring import FilterPruner
-from fxcompress.rules.flow import Flow
 
 
 @final
@@ -47,10 +46,6 @@ class SlimPruner(FilterPruner):
         _, layers = self._analyzed()
         names = dict.fromkeys(self._scale_of(layer) for layer in layers)
         return self.scale * torch.stack([get_tensor(module, name).abs().sum() for name in names]).sum()
-
-    def _analyzed(self) -> tuple[Flow, list[Layer]]:
-        self._flow, layers = super()._analyzed()
-        return self._flow, layers
 
     def _scale_of(self, layer: Layer) -> Reference:
         found = next_call(self._flow, layer, ("batch_norm", "fxcompress.batch_norm"))
