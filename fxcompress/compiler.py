@@ -22,6 +22,7 @@ from fxcompress.graph.calls import Reference
 from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule, erase_dead
+from fxcompress.passes.bake_masks import bake_masks
 from fxcompress.passes.compact import compact, compacted_layers
 from fxcompress.passes.insert_masks import accept_masks, insert_masks, mask_layer, own_masks
 from fxcompress.passes.propagate import Analysis
@@ -128,7 +129,7 @@ def speedup(
     if masks is not None:
         masked = _with_masks(masked, masks)
     with _uncollected():
-        small = masked.fork(compiled=False)
+        small = bake_masks(masked, compiled=False)
         small.example_inputs = inputs
         folded, again = False, True
         named = masked.named_parameters(remove_duplicate=False)
@@ -144,16 +145,15 @@ def speedup(
             done = shrink(small, now.flow, now.values, now.kept)
             folded, again = folded or done.folded, done.again or now is not found
             origin = {name: after(origin[name], s) for name, s in done.slices.items() if name in origin}
+        left = dict(small.named_parameters(remove_duplicate=False))
+        small.origin = {name: slices for name, slices in origin.items() if name in left}
+        kept = [*((row.layer, row.told(small)) for row in stayed), *(unruled or ())]
+        small.report = make_report(masked, small, inputs, kept, masked.notes)
     if verify:
         allowed = tolerance(masked) if folded else TOLERANCE
         passes = ("propagate", "shrink")
         verify_pair(masked, small, inputs, tolerance=allowed, passes=passes)
-    small.train(masked.training)
-    left = dict(small.named_parameters(remove_duplicate=False))
-    small.origin = {name: slices for name, slices in origin.items() if name in left}
-    kept = [*((row.layer, row.told(small)) for row in stayed), *(unruled or ())]
-    small.report = make_report(masked, small, inputs, kept, masked.notes)
-    return small
+    return small.train(masked.training)
 
 
 def apply_masks(
@@ -273,12 +273,14 @@ def _without_rule(found: Analysis) -> list[tuple[str, str]]:
 
 def _empty_slices(mask: Tensor, dim: int, among: Bools) -> list[int]:
     """The slices (of those in ``among``) in which all of ``mask`` is zero."""
-    rows = mask.movedim(dim, 0)
-    found = torch.from_numpy(among).to(mask.device)
+    values = mask.detach().cpu()
+    rows = np.moveaxis((values.float() if values.dtype == torch.bfloat16 else values).numpy(), dim, 0)
+    found = among
     for share in (0.0, 0.5, 1.0):  # few are worth a look at all of their entries
         probe: list[Any] = [int(share * (size - 1)) for size in rows.shape[1:]]
         found = found & (rows[(slice(None), *probe)] == 0)
-    doubtful = found.nonzero().flatten()
-    entries = rows[doubtful].reshape(len(doubtful), rows[0].numel())
-    empty: list[int] = doubtful[~(entries != 0).any(1)].tolist()
+        if not found.any():
+            return []
+    doubtful = np.flatnonzero(found)
+    empty: list[int] = doubtful[~rows[doubtful].reshape(len(doubtful), -1).any(1)].tolist()
     return empty

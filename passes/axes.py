@@ -38,6 +38,7 @@ def analyze_axes(module: CompiledModule, *, restrict: bool = False) -> Flow:
         else:
             call = call_of(node)
             if call is not None:
+                flow.calls.append(call)
                 _flow(flow, call)
     return flow
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fxcompress import ops
-from fxcompress.graph.calls import Call, Ref, call_of
+from fxcompress.graph.calls import Call, Ref
 from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.axes import analyze_axes
 from fxcompress.rules import registry
@@ -52,12 +52,9 @@ class Analysis:
 
 
 def propagate_constants(module: CompiledModule, flow: Flow) -> Values:
-    """Walk the graph once and record which tensors and slices are constant."""
+    """Walk the graph, as ``flow`` has seen it, once and record which tensors and slices are constant."""
     values = Values(module, flow.map, flow.canonical)
-    for node in module.graph.nodes:
-        call = call_of(node)
-        if call is None:
-            continue
+    for call in flow.calls:
         if not _evaluate(call, values):
             found = registry.rule_for(call)
             if found is not None and not _is_frozen_by_failure(flow, call):

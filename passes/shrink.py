@@ -3,24 +3,21 @@
     conv1: Conv2d(3, 64)  →  Conv2d(3, 32);   view(x, [n, 64, -1])  →  view(x, [n, 32, -1])
 
 Law: every node of the result equals the kept block of its original value. Weights, biases, statistics,
-embeddings and buffers are sliced along every axis; masks are multiplied in; literal sizes and module
-attributes follow; what removed constant channels contributed goes into biases or one carrier channel
-(``rules.contraction``). The module is edited in place; its parameters become copies, so the model it was
-made from stays as it is.
+embeddings and buffers are sliced along every axis; literal sizes and module attributes follow; what removed
+constant channels contributed goes into biases or one carrier channel (``rules.contraction``). The module is
+edited in place; its parameters become copies, so the model it was made from stays as it is.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
-from fxcompress import ops
 from fxcompress.graph.calls import Reference, TensorInfo, call_of
-from fxcompress.graph.module import CompiledModule, Scope, erase_unread, get_tensor, set_tensor
+from fxcompress.graph.module import CompiledModule, Scope, erase_unread, get_tensor
 from fxcompress.graph.shapes import info
 from fxcompress.rules import registry
 from fxcompress.rules.axes import Axis, Bools
@@ -45,7 +42,7 @@ class Shrunk:
 
 
 def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, Bools]) -> Shrunk:
-    """Remove everything ``kept`` leaves out of ``module``."""
+    """Remove everything ``kept`` leaves out of ``module``, whose masks are baked (``bake_masks``)."""
     editor = Shrink(module, flow, values, kept)
     editor.again = _more_is_uniform(editor)
     for node in list(module.graph.nodes):
@@ -63,7 +60,8 @@ def shrink(module: CompiledModule, flow: Flow, values: Values, kept: dict[int, B
         ):
             rule.shrink(call, editor)
     editor.again |= any(map(editor.loses_a_factor, flow.map.relations))
-    _bake_masks(editor)
+    for node in [node for node in module.graph.nodes if "activation_mask" in node.meta]:
+        _drop_if_full(editor, node)
     for node in editor.identities:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         module.graph.erase_node(node)
@@ -83,47 +81,22 @@ def _more_is_uniform(editor: Shrink) -> bool:
         if value is None or not editor.changed(ref):
             continue
         before = editor.values.slices(ref, dim)
-        after = uniform_slices(_sliced(value, editor.axes(ref), editor), dim)
+        after = uniform_slices(editor.block(value, editor.axes(ref)), dim)
         if after is None:
             continue
         if before is None:
             return True
-        before = _sliced(before, (editor.axes(ref)[dim],), editor)
+        before = editor.block(before, (editor.axes(ref)[dim],))
         if bool((before.isnan() & ~after.isnan()).any()):
             return True
     return False
-
-
-def _bake_masks(editor: Shrink) -> None:
-    """``weight * mask`` becomes the parameter itself;
-    calls that were lowered for it become module calls again.
-    """
-    graph = editor.graph
-    for node in list(graph.nodes):
-        name = node.meta.get("masked_parameter")
-        if name is not None:
-            reference = editor.flow.canonical(Reference(name))
-            value = editor.values.known(node)
-            if value is None or not isinstance(reference, Reference):
-                raise ValueError(f"{node}: the masked parameter {name} has no known value")
-            editor.bake(reference, value)
-            node.replace_all_uses_with(editor.attribute(node, name))
-            graph.erase_node(node)
-            owner, _, attribute = f"{name}_mask".rpartition(".")
-            del editor.module.get_submodule(owner)._buffers[attribute]
-        elif "activation_mask" in node.meta:
-            _drop_if_full(editor, node)
-    for node in list(graph.find_nodes(op="call_function", target=ops.call)):
-        owner, x = node.args
-        node.op, node.target, node.args, node.kwargs = "call_module", owner.target, (x,), {}
-    erase_unread(graph)
 
 
 def _drop_if_full(editor: Shrink, node: fx.Node) -> None:
     """An activation mask that keeps everything still there is no operation."""
     name = node.meta["activation_mask"]
     mask = get_tensor(editor.module, name)
-    if bool((_sliced(mask, editor.axes(Reference(name)), editor) != 0).all()):
+    if bool((editor.block(mask, editor.axes(Reference(name))) != 0).all()):
         source = node.args[0]
         if not isinstance(source, fx.Node):
             raise TypeError(f"{node}: an activation mask multiplies a node")
@@ -131,44 +104,33 @@ def _drop_if_full(editor: Shrink, node: fx.Node) -> None:
         editor.graph.erase_node(node)
 
 
-def _sliced(value: Tensor, axes: tuple[Axis, ...], editor: Shrink) -> Tensor:
-    for dim, axis in enumerate(axes):
-        if not editor.keeps_all(axis):
-            value = value.index_select(
-                dim, torch.from_numpy(np.flatnonzero(editor.kept(axis))).to(value.device)
-            )
-    return value
-
-
 def _slice_tensors(editor: Shrink) -> dict[str, Slices]:
     """Replace every parameter and buffer by a copy of its kept block; tied ones stay tied."""
     slices: dict[str, Slices] = {}
-    names: dict[int, list[str]] = defaultdict(list)
+    slots: dict[int, list[tuple[dict[str, Any], str, str]]] = defaultdict(list)
     tensors: dict[int, Tensor] = {}
-    module = editor.module
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        names[id(tensor)].append(name)
-        tensors[id(tensor)] = tensor
-    for key, aliases in names.items():
+    for path, owner in editor.module.named_modules(remove_duplicate=False):
+        for table in (owner._parameters, owner._buffers):
+            for attribute, tensor in table.items():
+                if tensor is not None:
+                    slots[id(tensor)].append((table, attribute, f"{path}.{attribute}".lstrip(".")))
+                    tensors[id(tensor)] = tensor
+    for key, aliases in slots.items():
         old = tensors[key]
-        reference = editor.flow.canonical(Reference(aliases[0]))
+        reference = editor.flow.canonical(Reference(aliases[0][2]))
         edited = editor.edited(Reference(str(reference)))
         value = old.detach() if edited is None else edited
-        new = _sliced(value, editor.axes(reference), editor)
-        if value.shape == old.shape:
-            kept = tuple(_indices(axis, editor) for axis in editor.axes(reference))
-            slices.update(dict.fromkeys(aliases, kept))
+        axes = editor.axes(reference)
+        new = editor.block(value, axes)
+        kept = tuple(None if editor.keeps_all(axis) else editor.index(axis) for axis in axes)
         new = new.clone() if new.data_ptr() == old.data_ptr() else new
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
-        for name in aliases:
-            set_tensor(module, name, new)
+        for table, attribute, name in aliases:
+            table[attribute] = new
+            if value.shape == old.shape:
+                slices[name] = kept
     return slices
-
-
-def _indices(axis: Axis, editor: Shrink) -> Tensor | None:
-    return None if editor.keeps_all(axis) else torch.from_numpy(np.flatnonzero(editor.kept(axis)))
 
 
 def after(first: Slices, then: Slices) -> Slices:

@@ -99,9 +99,10 @@ class Subject:
         if self.pruning.masks:
             return make_masks(self.model, self.pruning.masks)
         found: dict[str, dict[str, Tensor]] = {}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, buffer in self.compiled.named_buffers(remove_duplicate=False):
             layer, _, attribute = name.removesuffix("_mask").rpartition(".")
-            if name.endswith("_mask") and attribute in ("weight", "bias"):
+            if name.endswith("_mask") and name.removesuffix("_mask") in parameters:
                 found.setdefault(layer, {})[attribute] = buffer.detach()
         return found
 
@@ -349,12 +350,12 @@ def _step(model: nn.Module, inputs: Inputs) -> set[str]:
 def law_mask_order(subject: Subject) -> None:
     """Law 5, order: masks inserted by compile, or given to speedup from outside, leave the same module.
 
-    For masks on single layers and every fourth network; a normalization whose statistics dependency-aware
-    masks restrict is another function than the one external masks are given for.
+    For masks on single layers (if there are any) and every fourth network; a normalization whose statistics
+    dependency-aware masks restrict is another function than the one external masks are given for.
     """
     if subject.network.seed % 4 != 1 or not subject.pruning.config or subject.pruning.dependency_aware:
         return
-    if not subject.masks_layers_only:
+    if not subject.masks_layers_only or not subject.masks:
         return
     other = fxcompress.speedup(subject.model, subject.inputs, masks=subject.masks)
     shapes = [{name: tuple(p.shape) for name, p in m.named_parameters()} for m in (subject.small, other)]

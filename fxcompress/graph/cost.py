@@ -6,6 +6,7 @@ Units: parameters in elements, sizes in bytes, MACs per example (one MAC is two 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -52,12 +53,12 @@ def count_bytes(module: nn.Module) -> int:
     A mask (the buffer ``<parameter>_mask`` beside its parameter) simulates the small model and is no part
     of what would be stored, so it is not counted.
     """
-    tensors: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
+    tensors: dict[int, Tensor] = {}
     for owner in module.modules():
-        parameters = {name for name, _ in owner.named_parameters(recurse=False)}
-        for name, buffer in owner.named_buffers(recurse=False):
-            if name.removesuffix("_mask") not in parameters:
-                tensors[id(buffer)] = buffer
+        for name, tensor in itertools.chain(owner._parameters.items(), owner._buffers.items()):
+            is_mask = name.endswith("_mask") and name.removesuffix("_mask") in owner._parameters
+            if tensor is not None and not is_mask:
+                tensors[id(tensor)] = tensor
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 
 class Scope(nn.Module):
@@ -71,6 +72,10 @@ class CompiledModule(fx.GraphModule):
         self.origin = {}
         self.report = None
 
+    def recompile(self) -> Any:
+        """Make the code of ``forward`` from the graph, if that has any nodes yet."""
+        return super().recompile() if len(self._graph.nodes) else None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         root = nn.Module()
         adopt(root, self)
@@ -79,9 +84,12 @@ class CompiledModule(fx.GraphModule):
         memo[id(self)] = twin
         return twin
 
-    def fork(self, *, compiled: bool = True) -> CompiledModule:
-        """A module with a graph and hierarchy of its own over the same parameters and buffers."""
-        twin = CompiledModule(mirror(self), copy_graph(self.graph), _class_name(self), compiled=compiled)
+    def fork(self, *, graph: fx.Graph | None = None, compiled: bool = True) -> CompiledModule:
+        """A module with a graph (``graph``, or a copy of its own) and hierarchy of its own over the same
+        parameters and buffers.
+        """
+        own = copy_graph(self.graph) if graph is None else graph
+        twin = CompiledModule(mirror(self), own, _class_name(self), compiled=compiled)
         _copy_facts(self, twin)
         return twin
 
@@ -107,22 +115,46 @@ def adopt(target: nn.Module, source: nn.Module) -> None:
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of ``graph`` with its node metadata and calling convention."""
+    twin, copies = empty_twin(graph), {}  # type: tuple[fx.Graph, dict[fx.Node, fx.Node]]
+    for node in graph.nodes:
+        copies[node] = copy_node(twin, node, copies)
+    return twin
+
+
+def empty_twin(graph: fx.Graph) -> fx.Graph:
+    """A graph without nodes that is called as ``graph`` is."""
     twin = fx.Graph(tracer_cls=getattr(graph, "_tracer_cls", None))
-    mapping: dict[fx.Node, fx.Node] = {}
-    output = twin.graph_copy(graph, mapping, return_output_node=True)
-    if output is not None:
-        value, old = cast(tuple[Any, fx.Node], output)
-        new = twin.output(value)
-        new.meta = copy.copy(old.meta)
     twin._codegen = copy.copy(graph._codegen)
     return twin
 
 
-def mirror(model: nn.Module) -> nn.Module:
+def copy_node(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Append a copy of ``node``, whose arguments have copies in ``graph`` already."""
+    twin = graph.create_node(node.op, node.target, (), {}, node.name, node.type)
+    find: Any = copies.__getitem__
+    # Arguments come afterwards: create_node would search them for symbolic sizes, half of its time.
+    if node.args:
+        twin.args = map_arg(node.args, find)
+    if node.kwargs:
+        twin.kwargs = map_arg(node.kwargs, find)
+    twin.meta.update(node.meta)
+    return twin
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A module of the same class over the same tensors, with tables (parameters, hooks) of its own."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, set)):
+            twin.__dict__[name] = value.copy()
+    return twin
+
+
+def mirror(model: nn.Module, leaf: Callable[[nn.Module], nn.Module] = shallow_copy) -> nn.Module:
     """The hierarchy of ``model``: containers as scopes, childless modules as copies over the same tensors.
 
-    The copies let the compiled model have its own mode, hooks and masks while an optimizer that holds the
-    original's parameters goes on training both.
+    The copies (made by ``leaf``) let the compiled model have its own mode, hooks and masks while an optimizer
+    that holds the original's parameters goes on training both.
     """
     memo: dict[int, nn.Module] = {}
 
@@ -130,7 +162,7 @@ def mirror(model: nn.Module) -> nn.Module:
         if id(module) in memo:
             return memo[id(module)]
         if not is_root and not module._modules:
-            memo[id(module)] = shallow_copy(module)
+            memo[id(module)] = leaf(module)
             return memo[id(module)]
         scope = Scope(_class_name(module), module.kind if isinstance(module, Scope) else type(module))
         memo[id(module)] = scope
@@ -143,19 +175,14 @@ def mirror(model: nn.Module) -> nn.Module:
     return visit(model, True)
 
 
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """A module of the same class over the same tensors, with tables (parameters, hooks) of its own."""
-    twin = copy.copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, (dict, set)):
-            twin.__dict__[name] = value.copy()
-    return twin
-
-
 def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
     """The parameter, buffer or tensor attribute of qualified ``name``."""
-    owner, _, attribute = name.rpartition(".")
-    return cast(torch.Tensor, getattr(root.get_submodule(owner), attribute))
+    *path, attribute = name.split(".")
+    owner = root
+    for part in path:
+        owner = owner._modules.get(part) or root.get_submodule(".".join(path))  # which says what is missing
+    found = owner._parameters.get(attribute)
+    return cast(torch.Tensor, getattr(owner, attribute) if found is None else found)
 
 
 def set_tensor(root: nn.Module, name: str, value: torch.Tensor | None) -> None:

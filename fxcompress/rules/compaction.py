@@ -43,7 +43,7 @@ def _renumber(call: Call, shrink: Shrink, whole: Axis, part: Axis) -> None:
     name = Reference(call.args["index"])
     old = shrink.value(name)
     rank = np.cumsum(shrink.kept(whole)) - 1
-    shrink.bake(name, torch.from_numpy(rank[_index(call, old)]).to(old))
+    shrink.replace(name, torch.from_numpy(rank[_index(call, old)]).to(old), exact=True)
     if shrink.count(part) == shrink.count(whole):
         shrink.identities.append(call.node)
 
@@ -140,7 +140,5 @@ class ScatterChannels(Rule):
         known = ~constants.isnan()
         exact[places[known]] = constants[known]
         rounded = exact.to(rest.dtype)
-        if bool((rounded.to(torch.float64) == exact).all()):
-            shrink.bake(name, rounded.to(rest.device))
-        else:
-            shrink.replace(name, rounded.to(rest.device))
+        is_exact = bool((rounded.to(torch.float64) == exact).all())
+        shrink.replace(name, rounded.to(rest.device), exact=is_exact)

@@ -74,17 +74,10 @@ class Weighted:
     @functools.cached_property
     def reads(self) -> Bools | None:
         """``[groups, out, in]``: a weight that is not zero; ``None`` if all are."""
-        *shape, taps = self.weight.shape
-        flat = self.weight.reshape(-1, taps)
-        found = flat[:, 0] != 0
-        if bool(found.all()):
-            return None
-        if taps > 1:  # the other taps are looked at only where the first one is zero
-            doubtful = torch.nonzero(~found).flatten()
-            found[doubtful] = (flat[doubtful] != 0).any(1)
-        result: Bools = found.view(shape).cpu().numpy()
-        return None if result.all() else result
+        found = self.weight.any(-1)
+        return None if bool(found.all()) else found.cpu().numpy()
 
+    @functools.cached_property
     def need(self) -> Need:
         """Which inputs must stay for which outputs."""
         groups, _, inputs, _ = self.weight.shape
@@ -130,17 +123,18 @@ class Weighted:
         if self.constants is None and self.reads is None:
             return None
         groups, out, inputs, _ = self.weight.shape
-        steady = torch.zeros(groups, 1, inputs, dtype=torch.bool)
-        given = torch.zeros(groups * inputs, dtype=torch.float64)
+        reads = np.ones((groups, out, inputs), dtype=np.bool_) if self.reads is None else self.reads
+        given = None
         if self.constants is not None:
             known = ~self.constants.isnan() if self.uniform else self.constants == 0
-            steady = known.view(groups, 1, inputs)
+            reads = reads & ~known.view(groups, 1, inputs).numpy()
             given = torch.where(known, self.constants, 0.0)
-        unsteady = ~steady.expand(groups, out, inputs).numpy()
-        constant = ~(unsteady if self.reads is None else self.reads & unsteady).any(-1).reshape(-1)
+        constant = ~reads.any(-1).reshape(-1)
         if not constant.any():
             return None
-        result = self._contribution(given) if bool((given != 0).any()) else torch.zeros(groups * out).double()
+        result = torch.zeros(groups * out, dtype=torch.float64)
+        if given is not None and bool((given != 0).any()):
+            result = self._contribution(given)
         if bias is not None:
             result = result + bias.to(torch.float64)
         return torch.where(torch.from_numpy(constant), result, torch.nan)

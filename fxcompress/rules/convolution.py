@@ -108,7 +108,7 @@ class Convolution(WeightedRule):
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
-        return None if weighted is None else weighted.need()
+        return None if weighted is None else weighted.need
 
     def constants(self, call: Call, values: Values) -> None:
         weight, bias = values.known(call.args["weight"]), values.known(call.args["bias"])

@@ -29,6 +29,8 @@ class Flow:
         self._canonical: dict[str, Reference] = {}
         self._remembered: dict[fx.Node, Axis] = {}
         self._summed: set[tuple[fx.Node, Ref, int]] = set()
+        self.calls: list[Call] = []
+        """The calls of the graph, in order."""
         self.computed: dict[Ref, list[Ref]] = {}
         """Tensors computed from parameters and buffers alone, and their operands."""
 

@@ -60,7 +60,7 @@ class Linear(WeightedRule):
 
     def need(self, contraction: Contraction, values: Values) -> Need | None:
         weighted = self._weighted(contraction.call, values)
-        return None if weighted is None else weighted.need()
+        return None if weighted is None else weighted.need
 
     def constants(self, call: Call, values: Values) -> None:
         weighted, bias = self._weighted(call, values), values.known(call.args[self.bias])

@@ -82,9 +82,9 @@ class Pointwise(Rule):
         result = None
         if len(vectors) == len(found) == len({ref for _, ref in call.refs()}):  # no size among the operands
             operands = {ref: self._as_operand(values, ref, v) for ref, v in found.items() if v is not None}
-            known = torch.stack([~v.isnan().expand(size) for v in vectors]).all(0)
             result = _real(values.evaluate(call, operands)).expand(size)
-            result = torch.where(known, result, torch.nan)
+            for vector in vectors:
+                result = result.masked_fill(vector.isnan(), torch.nan)
         if zero is not None and bool(zero.any()):
             result = torch.where(zero, 0.0, torch.nan if result is None else result)
         return result

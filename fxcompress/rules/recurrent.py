@@ -211,7 +211,7 @@ class Recurrent(Rule):
             if bool((zero <= (state == 0)).all()):
                 break
             zero = zero & (state == 0)
-        needs = [(cell.w_ih, inputs.need()), (cell.w_hh, _nonzero(w_hh, zero))]
+        needs = [(cell.w_ih, inputs.need), (cell.w_hh, _nonzero(w_hh, zero))]
         if cell.w_hr is not None and w_hr is not None:
             needs.append((cell.w_hr, _nonzero(w_hr, hidden == 0)))
         return Steady(inputs, hidden, state, tuple(needs))

@@ -28,6 +28,7 @@ class Shrink:
         self.values = values
         self._kept = kept
         self._counts: dict[int, int] = {}
+        self._indices: dict[int, Tensor] = {}
         self._edited: dict[Reference, Tensor] = {}
         self.identities: list[fx.Node] = []
         """Calls that return their first operand as it is, now: they go once every rule has run."""
@@ -61,6 +62,20 @@ class Shrink:
     def keeps_all(self, axis: Axis) -> bool:
         """Whether nothing of an axis is removed."""
         return self.count(axis) == axis.size
+
+    def index(self, axis: Axis) -> Tensor:
+        """Which slices of an axis are kept, as int64 indices."""
+        root = axis.find()
+        if id(root) not in self._indices:
+            self._indices[id(root)] = torch.from_numpy(np.flatnonzero(self.kept(root)))
+        return self._indices[id(root)]
+
+    def block(self, value: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """The kept block of a tensor with these axes."""
+        for dim, axis in enumerate(axes):
+            if not self.keeps_all(axis):
+                value = value.index_select(dim, self.index(axis).to(value.device))
+        return value
 
     def loses_a_factor(self, relation: Link | Product) -> bool:
         """Whether a product loses slices of a factor: the others may be constant in all that are left."""
@@ -141,9 +156,7 @@ class Shrink:
         value = self.values.known(mask)
         if value is None:
             raise ValueError(f"{call.node}: the mask of restricted statistics must be a buffer")
-        for dim, axis in enumerate(self.axes(mask)):
-            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(self.kept(axis))))
-        if not bool((value != 0).all()):
+        if not bool((self.block(value, self.axes(mask)) != 0).all()):
             return
         plain: tuple[str | None, Aten] = call.node.meta["unrestricted"]
         module, aten = plain
@@ -198,23 +211,19 @@ class Shrink:
 
     # -- parameters ----------------------------------------------------------------------------------------
     def value(self, ref: Any) -> Tensor | None:
-        """The current full-size value of a parameter, masks baked in, edits included."""
+        """The current full-size value of a parameter, edits included."""
         name = self.values.baked(ref)
         if name is not None and name in self._edited:
             return self._edited[name]
         return self.values.known(ref)
 
-    def replace(self, ref: Any, value: Tensor) -> None:
-        """Give a parameter a new full-size value (it is sliced later)."""
-        self.folded = True
+    def replace(self, ref: Any, value: Tensor, *, exact: bool = False) -> None:
+        """Give a parameter a new full-size value (it is sliced later); ``exact``: no rounding was needed."""
+        self.folded |= not exact
         name = self.values.baked(ref)
         if name is None:
             raise ValueError(f"{ref} is no plain parameter")
         self._edited[name] = value
-
-    def bake(self, name: Reference, value: Tensor) -> None:
-        """Let a parameter take its masked value, unless a rule has edited it from that value already."""
-        self._edited.setdefault(name, value)
 
     def edited(self, name: Reference) -> Tensor | None:
         """The new full-size value of a parameter, if a rule gave one."""

@@ -31,9 +31,9 @@ def masked(model: nn.Module, compiled: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, mask in compiled.state_dict().items():
         owner, _, attribute = name.removesuffix("_mask").rpartition(".")
-        if name.endswith("_mask") and attribute in ("weight", "bias"):
-            layer = model.get_submodule(owner)
-            getattr(layer, attribute).data.mul_(mask)
+        parameter = model.get_submodule(owner)._parameters.get(attribute) if name.endswith("_mask") else None
+        if parameter is not None:
+            parameter.data.mul_(mask)
     return model
 
 
