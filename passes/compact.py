@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -185,11 +186,13 @@ def _insert(module: CompiledModule, layer: _Layer) -> bool:
 
 def _insert_gather(module: CompiledModule, layer: _Layer) -> None:
     node, facts = layer.call.node, _facts(layer.source)
+    scattered = (n for n in layer.source.users if n.target is ops.scatter_channels and node in n.users)
+    source = next(scattered, layer.source)  # the layer in front may have got a scatter just now
     with module.graph.inserting_before(node):
         index = _buffer(module, "index", torch.arange(facts.shape[layer.dim]), layer)
-        layer.gather = module.graph.call_function(ops.gather_channels, (layer.source, index, layer.dim))
+        layer.gather = module.graph.call_function(ops.gather_channels, (source, index, layer.dim))
     layer.gather.meta["tensor"] = facts
-    node.replace_input_with(layer.source, layer.gather)
+    node.replace_input_with(source, layer.gather)
 
 
 def _insert_scatter(module: CompiledModule, layer: _Layer) -> None:
@@ -238,15 +241,15 @@ def _useless(layer: _Layer, trial: Analysis) -> list[fx.Node]:
 
 def _share(module: CompiledModule, layers: list[_Layer], trial: Analysis) -> bool:
     """Let layers that gather the same channels of a tensor read one gather; returns whether any do."""
-    first: dict[tuple[fx.Node, bytes], fx.Node] = {}
+    first: dict[tuple[Any, bytes], fx.Node] = {}
     shared = False
     for layer in layers:
         if layer.gather is not None:
-            part = trial.flow.axes(layer.gather)[layer.dim]
-            gather = first.setdefault((layer.source, trial.kept[id(part.find())].tobytes()), layer.gather)
+            part, source = trial.flow.axes(layer.gather)[layer.dim], layer.gather.args[0]
+            gather = first.setdefault((source, trial.kept[id(part.find())].tobytes()), layer.gather)
             if gather is not layer.gather:
                 _bypass(module, layer.gather)
-                layer.call.node.replace_input_with(layer.source, gather)
+                layer.call.node.replace_input_with(source, gather)  # type: ignore[arg-type]
                 shared = True
     return shared
 

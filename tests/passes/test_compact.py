@@ -125,6 +125,13 @@ CASES: dict[str, Case] = {
         {"a": {"columns": [0, 5]}},
         {"a": (3, 4, 3, 3), "b": (3, 6, 3, 3), "c": (2, 6, 1, 1)},
     ),
+    "what the layer in front of it scatters": (
+        lambda m, x: (lambda y: y * m.b(y).sigmoid())(m.a(x)),
+        {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(6, 1, 1)},
+        (2, 3, 4, 4),
+        {"a": {"rows": [1]}, "b": {"columns": [0, 4]}},
+        {"a": (5, 3, 1, 1), "b": (1, 3, 1, 1)},
+    ),
     "addmm": (
         lambda m, x: m.c(torch.addmm(m.p.bias, x, m.p.weight.t()) + m.b(x)),
         {"p": nn.Linear(3, 8), "b": nn.Linear(3, 8), "c": nn.Linear(8, 2)},
