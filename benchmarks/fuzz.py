@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz.py --count 2000 --seed 0 --out benchmarks/results/fuzz.json --failures failures
 
-A long run may be made in parts: the record is written every few minutes, and ``--resume`` goes on behind its
-last network until it holds ``--count`` of them (each part says at which commit it ran).
+A long run may be made in parts: the record is written every few minutes, and ``--resume`` examines the
+networks that failed once more, then goes on behind the last one until there are ``--count`` of them (each
+part says at which commit it ran, and which failures of earlier parts it examined).
 
 Network number i is a function of seed + i alone. Each runs in a worker process, so that a crash or a hang is
 one failure and not the end. Every failure is reduced and written as a Python file that runs by itself.
@@ -194,7 +195,7 @@ class Worker:
 def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     """An outcome for each seed, in the order of completion, until the count or the time is used up."""
     context = multiprocessing.get_context("spawn")
-    seeds = iter(range(options.seed, options.seed + options.count))
+    seeds = iter([*options.again, *range(options.seed, options.seed + options.count)])
     end = time.monotonic() + options.seconds if options.seconds else float("inf")
 
     def start(seed: int) -> Worker:
@@ -233,8 +234,11 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-    """The record written to --out: counts, coverage by family and kind, and each failure's one line."""
+def summary_of(found: Sequence[Outcome], seconds: float, again: Sequence[int] = ()) -> dict[str, Any]:
+    """The record written to --out: counts, coverage by family and kind, and each failure's one line.
+
+    ``again``: seeds among them that failed in an earlier part.
+    """
     applied = collections.Counter(kind for outcome in found for kind in outcome.kinds)
     operators = collections.Counter(name for outcome in found for name in outcome.operators)
     frozen = frozenset[str]().union(*(outcome.frozen for outcome in found))
@@ -251,6 +255,7 @@ def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, Any]:
                 "first": min((o.seed for o in found), default=0),
                 "last": max((o.seed for o in found), default=-1),
                 "networks": len(found),
+                "again": list(again),
                 "commit": commit(),
                 "seconds": round(seconds, 1),
             }
@@ -271,6 +276,15 @@ def summary_of(found: Sequence[Outcome], seconds: float) -> dict[str, Any]:
             if o.verdict in ("failed", "generator error")
         ],
     }
+
+
+def without_failures(record: dict[str, Any]) -> dict[str, Any]:
+    """The record before its failed networks were examined; what they are made of stays counted."""
+    failures = record["failures"]
+    verdicts = collections.Counter(record["verdicts"])
+    verdicts.subtract(failure["verdict"] for failure in failures)
+    less = {"networks": record["networks"] - len(failures), "failures": [], "laws_failed": {}}
+    return {**record, **less, "verdicts": dict(+verdicts)}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +350,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--reduce", type=float, default=20, help="seconds spent on making one failure smaller"
     )
     parser.add_argument("--out", type=Path, help="JSON file for the record")
-    parser.add_argument("--resume", action="store_true", help="go on behind the record in --out")
+    parser.add_argument("--resume", action="store_true", help="go on with the record in --out")
     parser.add_argument("--failures", type=Path, help="folder for one Python file per failure")
     return parser.parse_args(arguments)
 
@@ -346,14 +360,17 @@ def main() -> int:
     options = parse_options()
     console, found, started = Console(), list[Outcome](), time.monotonic()
     old = read_json(options.out) if options.resume and options.out else {}
+    options.again = [failure["seed"] for failure in old.get("failures", ())]
     if old:
         options.seed = max(part["last"] for part in old["parts"]) + 1
         options.count = max(options.count - old["networks"], 0)
-        console.print(f"{old['networks']} networks are recorded; going on with seed {options.seed}")
+        again = f"seeds {options.again} again, then" if options.again else "going on with"
+        console.print(f"{old['networks']} networks are recorded; {again} seed {options.seed}")
+        old = without_failures(old)
     saved = started
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("networks", total=options.count)
+        task = progress.add_task("networks", total=options.count + len(options.again))
         for outcome in outcomes(options):
             found.append(outcome)
             failed = sum(o.verdict == "failed" for o in found)
@@ -364,9 +381,11 @@ def main() -> int:
                     outcome.file,
                 )
             if options.out and time.monotonic() - saved > SAVE_EVERY:
-                write_json(options.out, merged(old, summary_of(found, time.monotonic() - started)))
+                write_json(
+                    options.out, merged(old, summary_of(found, time.monotonic() - started, options.again))
+                )
                 saved = time.monotonic()
-    record = merged(old, summary_of(found, time.monotonic() - started))
+    record = merged(old, summary_of(found, time.monotonic() - started, options.again))
     if options.out:
         write_json(options.out, record)
     show(console, found, record)

@@ -14,8 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxcompress.config import known_pruners, parse, refuse_schedule, select, targets_of_model
-from fxcompress.config.settings import PruningSettings
+from fxcompress.config import (
+    known_pruners,
+    known_quantizers,
+    parse,
+    refuse_schedule,
+    select,
+    targets_of_graph,
+    targets_of_model,
+)
+from fxcompress.config.settings import PruningSettings, QuantSettings
 from fxcompress.errors import ConfigError, SpeedupError
 from fxcompress.export.masks import check_masks, is_activation, load_masks
 from fxcompress.graph.calls import Reference
@@ -31,6 +39,7 @@ from fxcompress.passes.verify import TOLERANCE, tolerance
 from fxcompress.passes.verify import verify as verify_pair
 from fxcompress.pruning import PRUNERS
 from fxcompress.pruning.masks import mask_buffers, qualified
+from fxcompress.quantization import QUANTIZERS
 from fxcompress.report import make_report
 from fxcompress.rules.axes import Bools
 
@@ -62,7 +71,8 @@ def compile(
 
     Returns:
         An ``fx.GraphModule`` that trains, evaluates and saves like the model. Masks are buffers
-        (``<layer>.weight_mask``) multiplied in by nodes of its graph.
+        (``<layer>.weight_mask``) multiplied in by nodes of its graph; what is quantized is rounded by
+        fake-quantize nodes, whose ranges are observed on ``data`` and move in training.
 
     Raises:
         ConfigError: before any work, naming the entry, the key, what was expected and what was given.
@@ -70,19 +80,14 @@ def compile(
     """
     if isinstance(model, nn.Module) and not isinstance(dependency_aware, bool):
         raise ConfigError(f"dependency_aware: expected True or False, got {dependency_aware!r}")
-    selection = select(parse(config_list), targets_of_model(model), known_pruners(), captured=False)
+    known = {**known_pruners(), **known_quantizers()}
+    selection = select(parse(config_list), targets_of_model(model), known, captured=False)
     refuse_schedule(
         selection,
         (),
         "compile() has no training loop, so no schedule: give 'sparsity' alone, or use a pruner that has "
         "one, such as fxcompress.pruning.AGPPruner",
     )
-    if selection.quantization or selection.deferred:
-        name = next(iter(selection.quantization), None) or selection.deferred[0].value
-        raise ConfigError(
-            f"quantization of {name!r}: this version prunes only; remove the quantization keys "
-            "from the config list"
-        )
     module = capture(model, example_inputs)
     own_masks(module)
     by_pruner: dict[str, dict[str, PruningSettings]] = defaultdict(dict)
@@ -93,7 +98,22 @@ def compile(
             model, selection, dependency_aware=dependency_aware, data=data, loss_fn=loss_fn
         )
         algorithm.attach(module, chosen)
+    if selection.quantization or selection.deferred:
+        _quantize(module, model, config_list, data)
     return module
+
+
+def _quantize(
+    module: CompiledModule, model: nn.Module, config_list: list[dict[str, Any]], data: Iterable[Any] | None
+) -> None:
+    """Insert the fake-quantize nodes that the config list asks for."""
+    known = {**known_pruners(), **known_quantizers()}
+    selection = select(parse(config_list), targets_of_graph(module), known)
+    by_quantizer: dict[str, dict[str, QuantSettings]] = defaultdict(dict)
+    for name, settings in selection.quantization.items():
+        by_quantizer[settings.quantizer][name] = settings
+    for quantizer, chosen in by_quantizer.items():
+        QUANTIZERS[quantizer](model, selection, data=data).attach(module, chosen)
 
 
 def speedup(

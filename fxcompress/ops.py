@@ -1,10 +1,10 @@
 """Runtime functions that appear as ``call_function`` nodes in fxcompress graphs.
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
-expression (``call``), values that are looked at (``observe``), randomness and statistics that follow
-``train()``/``eval()`` (``dropout``, ``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels
-that one layer alone does without (``gather_channels``, ``scatter_channels``), and normalizations and
-statistics that run over the kept channels only.
+expression (``call``), values that are looked at (``observe``) or rounded (``fake_quantize``), randomness and
+statistics that follow ``train()``/``eval()`` (``dropout``, ``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``,
+``rnn_relu``), channels that one layer alone does without (``gather_channels``, ``scatter_channels``), and
+normalizations and statistics that run over the kept channels only.
 """
 
 from __future__ import annotations
@@ -32,9 +32,21 @@ def observe(x: Tensor, observer: nn.Module) -> Tensor:
     return x
 
 
+def fake_quantize(input: Tensor, owner: nn.Module) -> Tensor:
+    """``input`` as the quantizer ``owner`` rounds it."""
+    return owner(input)  # type: ignore[no-any-return]
+
+
 def dropout(input: Tensor, p: float, owner: nn.Module) -> Tensor:
     """``F.dropout`` whose ``training`` flag is that of the module whose code called it."""
     return F.dropout(input, p, owner.training)
+
+
+def unless_training(now: Tensor, copied: Tensor, owner: nn.Module) -> Tensor:
+    """What a tensor holds that a dropout of ``owner`` shares memory with in eval mode: ``now``; in train mode
+    dropout made a copy, and it is what it was, ``copied``.
+    """
+    return copied if owner.training else now
 
 
 def batch_norm(

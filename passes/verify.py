@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PassError, SpeedupError
 from fxcompress.graph.calls import TensorInfo
-from fxcompress.graph.inputs import Inputs
+from fxcompress.graph.inputs import Inputs, copied
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.graph.precision import float64_copy, relative_difference, to_float64
 
@@ -109,12 +109,13 @@ def verify(
             than it says; ``passes`` are named as those that led there.
         SpeedupError: if the difference exceeds ``tolerance``.
     """
-    args, kwargs = to_float64(inputs)
+    wide = to_float64(inputs)
+    args, kwargs = copied(wide)
     twin = float64_copy(before).eval()
     with torch.no_grad():
         expected = pytree.tree_leaves(twin(*args, **kwargs))
     del twin
-    got = check_graph(float64_copy(after), (args, kwargs), passes)
+    got = check_graph(float64_copy(after), copied(wide), passes)
     difference = relative_difference(got, expected)
     if not difference <= tolerance:
         raise SpeedupError(

@@ -19,7 +19,10 @@ Inputs = tuple[Tensor, ...] | dict[str, Tensor]  # positional, or by keyword
 
 
 def call(module: nn.Module, inputs: Inputs) -> Any:
-    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+    """The output for copies of ``inputs``: an eager model may write to what it is given."""
+    if isinstance(inputs, dict):
+        return module(**{name: x.clone() for name, x in inputs.items()})
+    return module(*(x.clone() for x in inputs))
 
 
 def map_floats(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -88,9 +91,9 @@ class ContiguousNoise(TorchFunctionMode):
         name = getattr(func, "__name__", "").split(".")[0]
         if name.rstrip("_") not in self.NAMES or not args or args[0].is_contiguous():
             return func(*args, **kwargs)
-        if not name.endswith("_"):
-            return func(args[0].contiguous(), *args[1:], **kwargs)
-        return args[0].copy_(func(args[0].contiguous(), *args[1:], **kwargs))
+        drawn = func(args[0].contiguous(), *args[1:], **kwargs)
+        into = args[0] if name.endswith("_") else torch.empty_like(args[0])  # with the same strides
+        return into.copy_(drawn)
 
 
 def run(module: nn.Module, inputs: Inputs) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxcompress.errors import FxcompressError
 from fxcompress.pruning.base import Pruner
-from fxcompress.pruning.optimizers import innermost, trains
+from fxcompress.training.optimizers import innermost, trains
 
 
 def bind(pruner: Pruner, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:

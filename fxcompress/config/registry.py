@@ -1,7 +1,7 @@
 """The names a config list may give to an algorithm, and the operator types each algorithm works on.
 
-A pruner that is added later registers itself (``register_pruner("taylor", {"Conv2d", "Linear"})``) and its
-name is then valid in every config list; ``default`` in ``op_types`` means the types registered here.
+An algorithm registers itself (``register_pruner("taylor", {"Conv2d", "Linear"})``) and its name is then valid
+in every config list; ``default`` in ``op_types`` means the types registered here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ PRUNABLE = frozenset(
 """Operator types whose weights the built-in pruners mask (``Conv1D`` is a linear layer with a transposed
 weight, as in GPT-2; of ``MultiheadAttention`` the projections to queries, keys and values)."""
 
-QUANTIZABLE = PRUNABLE - {"MultiheadAttention"} | {"add", "matmul"}
-"""Operator types that ``default`` means in an entry with quantization keys."""
+QUANTIZABLE = PRUNABLE - {"MultiheadAttention"}
+"""Operator types that ``default`` means in an entry with quantization keys; operators between them (``add``,
+pooling, ...) join where they have an integer kernel."""
 
 DEFAULT_PRUNER = "l1"
 DEFAULT_QUANTIZER = "qat"
-QUANTIZERS = ("bnn", "dorefa", "lsq", "naive", "ptq", "qat")
 
 _PRUNERS: dict[str, frozenset[str]] = {}
+_QUANTIZERS: dict[str, frozenset[str]] = {}
 
 
 def register_pruner(name: str, op_types: Iterable[str]) -> None:
@@ -36,15 +37,32 @@ def register_pruner(name: str, op_types: Iterable[str]) -> None:
     Raises:
         ConfigError: if the name is already taken by a pruner for other types.
     """
-    types = frozenset(op_types)
-    if _PRUNERS.get(name, types) != types:
+    _register(_PRUNERS, "pruner", name, frozenset(op_types))
+
+
+def register_quantizer(name: str, op_types: Iterable[str]) -> None:
+    """Make ``name`` a valid ``quantizer``; ``default`` means the given operator types to it.
+
+    Raises:
+        ConfigError: if the name is already taken by a quantizer for other types.
+    """
+    _register(_QUANTIZERS, "quantizer", name, frozenset(op_types))
+
+
+def _register(table: dict[str, frozenset[str]], kind: str, name: str, types: frozenset[str]) -> None:
+    if table.get(name, types) != types:
         raise ConfigError(
-            f"pruner {name!r}: expected a new name, got one already registered for "
-            f"{', '.join(sorted(_PRUNERS[name]))}; register it under another name"
+            f"{kind} {name!r}: expected a new name, got one already registered for "
+            f"{', '.join(sorted(table[name]))}; register it under another name"
         )
-    _PRUNERS[name] = types
+    table[name] = types
 
 
 def known_pruners() -> Mapping[str, frozenset[str]]:
     """Return a read-only view: pruner name -> operator types it supports."""
     return MappingProxyType(_PRUNERS)
+
+
+def known_quantizers() -> Mapping[str, frozenset[str]]:
+    """Return a read-only view: quantizer name -> operator types that ``default`` means to it."""
+    return MappingProxyType(_QUANTIZERS)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fxcompress.graph.module import Scope
+from fxcompress.graph.calls import call_of
+from fxcompress.graph.module import CompiledModule, Scope
+from fxcompress.graph.shapes import element_info
 
 _CONTAINERS = (
     nn.Sequential,
@@ -75,6 +77,22 @@ def targets_of_model(model: nn.Module) -> list[Target]:
         Target(first, _type_names(_kind(module)), aliases=tuple(aliases))
         for module, (first, *aliases) in names.items()
     ]
+
+
+def targets_of_graph(module: CompiledModule) -> list[Target]:
+    """The modules of a captured model, then its functional operators, by node name.
+
+    A functional operator is a call on activations that stands for no module: ``add``, ``matmul``.
+    """
+    constant: set[fx.Node] = set()
+    found: list[Target] = []
+    for node in module.graph.nodes:
+        call = call_of(node)
+        if node.op == "get_attr" or (call is not None and set(node.all_input_nodes) <= constant):
+            constant.add(node)
+        elif call is not None and call.module is None and element_info(node) is not None:
+            found.append(Target(node.name, (call.op,), functional=True))
+    return targets_of_model(module) + found
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from pydantic import ValidationInfo
 
-from fxcompress.config.registry import QUANTIZERS
+from fxcompress.config.registry import known_quantizers
 from fxcompress.errors import did_you_mean
 
 T = TypeVar("T")
@@ -196,8 +196,8 @@ def pruner(value: object, info: ValidationInfo) -> str:
 
 
 def quantizer(value: object) -> str:
-    """Check a quantizer name."""
-    return one_of(value, QUANTIZERS)
+    """Check a registered quantizer name."""
+    return one_of(value, sorted(known_quantizers()))
 
 
 def quant_types(value: object) -> tuple[str, ...]:

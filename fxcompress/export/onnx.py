@@ -27,7 +27,8 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import CaptureError, ExportError, first_line
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, open_session, with_more_rows
-from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
+from fxcompress.export.translations import translations_for
+from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
 
 _NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
@@ -125,7 +126,8 @@ def _inputs_of(module: nn.Module, example_inputs: Any) -> Inputs:
 
 def _check_runs(module: nn.Module, inputs: Inputs) -> None:
     try:
-        module(*inputs[0], **inputs[1])
+        args, kwargs = copied(inputs)
+        module(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in _tensors(inputs))
         raise ExportError(
@@ -193,6 +195,7 @@ def _convert(exported: torch.export.ExportedProgram, model: str, options: _Optio
             opset_version=options.opset_version,
             input_names=options.input_names,
             output_names=options.output_names,
+            custom_translation_table=translations_for(exported.graph),
             optimize=False,
             verbose=False,
         )

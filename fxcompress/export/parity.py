@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import ExportError
-from fxcompress.graph.inputs import Inputs
+from fxcompress.graph.inputs import Inputs, copied
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference allowed, relative to the largest magnitude of the output.
@@ -58,8 +58,9 @@ class Parity:
         Raises:
             ExportError: names the first output that disagrees, with the figures.
         """
+        args, kwargs = copied(inputs)
         with torch.no_grad():
-            leaves = pytree.tree_leaves(self.module(*inputs[0], **inputs[1]))
+            leaves = pytree.tree_leaves(self.module(*args, **kwargs))
         reference = [torch.as_tensor(leaves[i]) for i in self.returned]
         names = [output.name for output in self.session.get_outputs()]
         if len(reference) != len(names):

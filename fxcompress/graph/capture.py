@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import CaptureError, first_line
 from fxcompress.graph.canonical import canonicalize
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
-from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
+from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
 from fxcompress.graph.raising import (
     LeafCalls,
@@ -223,7 +223,8 @@ def _register_output_classes(model: nn.Module, inputs: Inputs) -> None:
     """
     try:
         with torch.no_grad():
-            output = model(*inputs[0], **inputs[1])
+            args, kwargs = copied(inputs)
+            output = model(*args, **kwargs)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs{_user_line(error)}: "

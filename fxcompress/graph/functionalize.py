@@ -5,6 +5,10 @@
 
 A write through a view is scattered into the tensor viewed where that is read afterwards, and other views of
 it are taken anew. What cannot be told (a ``reshape`` may be a view or a copy) raises ``NotFunctional``.
+
+    y = dropout(x); y.mul_(2); z = x + 1       →     z = unless_training(y * 2, x) + 1
+
+Dropout returns its input in eval mode, and a copy in train mode.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+
+from fxcompress import ops
+from fxcompress.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -138,6 +145,8 @@ class _Functionalizer:
 
     def _view(self, view: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
         """The view ``view`` of ``source``."""
+        if _is_eval_dropout(view):
+            return self._unless_training(view, source, self._values[view][1], before)
         if view.target in _MAY_COPY:
             raise NotFunctional(f"{view} may be a view or a copy of what is written to later")
         with self.graph.inserting_before(before):
@@ -145,9 +154,23 @@ class _Functionalizer:
         value.args = (source, *view.args[1:])
         return value
 
+    def _unless_training(self, dropout: fx.Node, now: fx.Node, copied: fx.Node, before: fx.Node) -> fx.Node:
+        """``now`` in eval mode, where ``dropout`` shares memory, and what it ``copied`` in train mode."""
+        with self.graph.inserting_before(before):
+            value = self.graph.call_function(ops.unless_training, (now, copied, None))
+        value.meta = dict(dropout.meta)
+        return value
+
     def _write_into(self, whole: fx.Node, path: list[fx.Node], part: fx.Node, before: fx.Node) -> fx.Node:
         """``whole`` with ``part`` in place of what the last view of ``path`` is a view of."""
         view, *rest = path
+        if _is_eval_dropout(view) and not rest:
+            return self._unless_training(view, part, whole, before)
+        if any(map(_is_eval_dropout, path)):
+            raise CaptureError(
+                f"{view}: a part of what dropout returned is written to in place, and with it, in eval mode "
+                "only, what dropout was given; write x = x * y for x *= y there"
+            )
         if view.target in _MAY_COPY:
             raise NotFunctional(f"a write through {view}, which may be a copy")
         inner = [self._view(view, whole, before)] if rest else []
@@ -163,6 +186,10 @@ class _Functionalizer:
         return value
 
 
+def _is_eval_dropout(node: fx.Node) -> bool:
+    return node.target in _DROPOUTS and node.args[2:] == (False,)
+
+
 def _written(node: fx.Node) -> Any:
     """The argument the operator writes to, or ``None``."""
     for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
@@ -176,6 +203,7 @@ _MAY_COPY = (
     aten.feature_dropout.default, aten.alpha_dropout.default, aten.to.dtype, aten.to.dtype_layout,
     aten.to.device,
 )  # fmt: skip
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _RESHAPES = (aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.alias.default)
 _TRANSPOSES = (aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default)
 

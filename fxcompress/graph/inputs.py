@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 
@@ -23,6 +24,11 @@ def as_inputs(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Inputs to run a model on that may write to what it is given."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)  # type: ignore[no-any-return]
 
 
 def find_inputs(model: nn.Module) -> tuple[Inputs, str]:

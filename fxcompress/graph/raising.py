@@ -102,7 +102,7 @@ def raise_leaf_modules(graph: fx.Graph, model: nn.Module, calls: LeafCalls) -> N
     by_call: dict[str, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         key = _locate(node)
-        if node.op == "call_function" and key is not None:
+        if node.op == "call_function" and key is not None and node.target is not ops.unless_training:
             by_call[key].append(node)
     for key, nodes in by_call.items():
         if len(nodes) != 1:
@@ -193,6 +193,8 @@ def follow_training_flag(graph: fx.Graph, root: nn.Module, model: nn.Module) -> 
         x, p, _ = bind(node.target, node.args, dict(node.kwargs)).values()
         owner = _owner(graph, root, node)
         node.target, node.args, node.kwargs = ops.dropout, (x, p, owner), {}
+    for node in graph.find_nodes(op="call_function", target=ops.unless_training):
+        node.args = (*node.args[:2], _owner(graph, root, node))
     for kind in _RECURRENT:
         for node in list(graph.find_nodes(op="call_function", target=kind)):
             bound = bind(node.target, node.args, dict(node.kwargs))

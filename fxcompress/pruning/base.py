@@ -15,42 +15,34 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from fxcompress.config import Selection, known_pruners, parse, refuse_schedule, select, targets_of_model
 from fxcompress.config.registry import PRUNABLE
 from fxcompress.config.settings import AMOUNTS, PruningSettings
 from fxcompress.errors import FxcompressError
-from fxcompress.graph.calls import call_of
 from fxcompress.graph.capture import capture
-from fxcompress.graph.module import CompiledModule, eval_mode
+from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.insert_masks import accept_masks, insert_masks, own_masks, reset_masks
-from fxcompress.pruning.batches import inputs_of
 from fxcompress.pruning.masks import checked
-from fxcompress.pruning.optimizers import innermost, trains, watch_steps
 from fxcompress.pruning.summary import mask_table
 from fxcompress.pruning.wrapper import Wrapper
-
-LossFn = Callable[[Any, Any], Tensor]
-ActivationCollector = Callable[[Wrapper, Any, Any], None]
+from fxcompress.training.compressor import Compressor, LossFn
 
 
-class Pruner:
+class Pruner(Compressor[Wrapper]):
     """Chooses masks for the layers that the config list gives to this algorithm.
 
     A subclass overrides ``calc_mask``, which is asked for every selected layer when the masks are first
     inserted and after every step of the optimizer; or ``choose``, which masks all layers at once.
     """
 
-    name: ClassVar[str]
-    """The name of the algorithm in a config list."""
+    kind = "pruner"
     op_types: ClassVar[frozenset[str]] = PRUNABLE
     """The operator types it works on; what ``default`` in ``op_types`` of an entry means."""
     schedule_keys: ClassVar[frozenset[str]] = frozenset()
@@ -83,25 +75,13 @@ class Pruner:
         Raises:
             ConfigError: naming the entry, the key, what was expected and what was given.
         """
-        self.selection = (
-            config_list
-            if isinstance(config_list, Selection)
-            else self._select(model, config_list, self.name, self.op_types)
+        if not isinstance(config_list, Selection):
+            config_list = self._select(model, config_list, self.name, self.op_types)
+        super().__init__(
+            model, config_list, optimizer, example_inputs=example_inputs, data=data, loss_fn=loss_fn
         )
-        self.model = model
-        self.optimizer = optimizer
         self.dependency_aware = dependency_aware
-        self.data = data
-        self.loss_fn = loss_fn
-        self.bound_model: CompiledModule | None = None
         self.settings: dict[str, PruningSettings] = {}
-        self.wrappers: list[Wrapper] = []
-        self.epoch = 0
-        self.steps = 0
-        self._example_inputs = example_inputs
-        self._watching_steps: list[RemovableHandle] = []
-        self._attributes: dict[str, Any] = {}
-        self._collectors: dict[int, list[RemovableHandle]] = {}
 
     # -- masks ---------------------------------------------------------------------------------------------
     def compress(self) -> CompiledModule:
@@ -133,9 +113,7 @@ class Pruner:
         """Work on the layers in ``settings`` of the captured ``module``; no mask is chosen yet."""
         self.bound_model = module
         self.settings = settings
-        self.wrappers = [Wrapper(name, module.get_submodule(name), s) for name, s in settings.items()]
-        for name, value in self._attributes.items():
-            self.set_wrappers_attribute(name, value)
+        self._wrap(Wrapper(name, module.get_submodule(name), s) for name, s in settings.items())
 
     def configure(self, settings: dict[str, PruningSettings]) -> None:
         """Other settings for the layers it is attached to, from the next choice on."""
@@ -172,115 +150,10 @@ class Pruner:
                 full[f"{layer}.{key}" if layer else key] = mask
         insert_masks(module, full, replace=True)
 
-    # -- the training loop ---------------------------------------------------------------------------------
-    def update_epoch(self, epoch: int) -> None:
-        """Tell the pruner that epoch number ``epoch`` (from 0) begins."""
-        self.epoch = epoch
-
-    def use_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Watch the steps of ``optimizer``, the one that trains the masked module, instead of another's.
-
-        ``compress()`` does so with the optimizer the pruner was made with.
-
-        Raises:
-            FxcompressError: before ``compress()``.
-        """
-        module, optimizer = self._bound("use_optimizer"), innermost(optimizer)
-        for handle in self._watching_steps:
-            handle.remove()
-        if not trains(optimizer, module.parameters()):
-            names = ", ".join(repr(w.name) for w in self.wrappers[:3]) + ", ..." * (len(self.wrappers) > 3)
-            warnings.warn(
-                f"fxcompress: the optimizer given to {type(self).__name__} holds no parameter of the masked "
-                f"module (layers {names}), so its steps do not train it; make it from the parameters of the "
-                "model given to the pruner, or of what compress() returned",
-                stacklevel=3,
-            )
-        self.optimizer = optimizer
-        self._watching_steps = watch_steps(optimizer, self.about_to_step, self._after_step)
-
-    def step(self) -> None:
-        """Tell the pruner that a training step is done, where it has no optimizer to watch."""
-        self._bound("step")
-        if self.optimizer is None:
-            self._after_step()
-
-    def about_to_step(self, scale: float) -> None:
-        """React to gradients, ``scale`` times their size, in front of a step of the optimizer."""
-
-    def _after_step(self) -> None:
-        self.steps += 1
-        self.stepped()
-
     def stepped(self) -> None:
         """React to a training step; by default ``calc_mask`` is asked again where a subclass has one."""
         if type(self).calc_mask is not Pruner.calc_mask:
             Pruner.choose(self)
-
-    # -- what an algorithm of one's own needs --------------------------------------------------------------
-    def set_wrappers_attribute(self, name: str, value: Any) -> None:
-        """Set an attribute on every wrapper, also on those that ``compress()`` is yet to make.
-
-        Of a tensor each gets a copy of its own.
-        """
-        self._attributes[name] = value
-        for wrapper in self.wrappers:
-            setattr(wrapper, name, value.detach().clone() if isinstance(value, Tensor) else value)
-
-    def add_activation_collector(self, collector: ActivationCollector) -> int:
-        """Call ``collector(wrapper, inputs, output)`` whenever a selected layer runs.
-
-        Returns:
-            An id for ``remove_activation_collector``.
-
-        Raises:
-            FxcompressError: before ``compress()``, or if the graph calls a selected layer nowhere.
-        """
-        module = self._bound("add_activation_collector")
-        called = {call.module for call in map(call_of, module.graph.nodes) if call is not None}
-        silent = [w.name for w in self.wrappers if w.name not in called]
-        if silent:
-            raise FxcompressError(
-                f"add_activation_collector: the model reads the weight of {silent[0]!r} without calling the "
-                "layer, so it has no activations to collect; exclude it in the config list"
-            )
-        handles = [
-            w.module.register_forward_hook(lambda _, inputs, output, w=w: collector(w, inputs, output))
-            for w in self.wrappers
-        ]
-        identity = max(self._collectors, default=-1) + 1
-        self._collectors[identity] = handles
-        return identity
-
-    def remove_activation_collector(self, identity: int) -> None:
-        """Stop calling the collector with that id.
-
-        Raises:
-            FxcompressError: if there is none.
-        """
-        if identity not in self._collectors:
-            known = ", ".join(map(str, self._collectors)) or "none"
-            raise FxcompressError(f"activation collector {identity!r}: no such id; in use: {known}")
-        for handle in self._collectors.pop(identity):
-            handle.remove()
-
-    def run_data(self) -> None:
-        """Run the masked module on every batch of ``data``, so that activation collectors see them; in eval
-        mode, without gradients.
-
-        Raises:
-            FxcompressError: if the pruner was given no data, or a batch does not hold the model's inputs.
-        """
-        module = self._bound("run_data")
-        if self.data is None:
-            raise FxcompressError(
-                f"{type(self).__name__}.run_data: expected data=... (an iterable of batches), got none; give "
-                f"it to fxcompress.compile or to {type(self).__name__}"
-            )
-        with eval_mode(module), torch.no_grad():
-            for batch in self.data:
-                args, kwargs = inputs_of(module, batch)
-                module(*args, **kwargs)
 
     # -- looking, saving -----------------------------------------------------------------------------------
     def summary(self) -> Table:
@@ -300,26 +173,6 @@ class Pruner:
                 kept[wrapper.name] = (rows != 0).any(1).nonzero().flatten().tolist()
         return kept
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the algorithm stands, for a checkpoint beside the model's own ``state_dict()``.
-
-        Plain numbers, strings and tensors: ``torch.load(..., weights_only=True)`` reads it.
-        """
-        return {"pruner": self.name, "epoch": self.epoch, "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: call after ``compress()``.
-
-        Raises:
-            FxcompressError: if the state is of another algorithm.
-        """
-        self._bound("load_state_dict")
-        if state.get("pruner") != self.name:
-            raise FxcompressError(
-                f"load_state_dict: the checkpoint is of pruner {state.get('pruner')!r}, this is {self.name!r}"
-            )
-        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
-
     def export_model(
         self,
         model_path: str | os.PathLike[str],
@@ -338,11 +191,6 @@ class Pruner:
         from fxcompress.export.seeds import export_model  # the export layer lies above the algorithms
 
         export_model(self._bound("export_model"), model_path, mask_path, onnx_path, input_shape)
-
-    def _bound(self, method: str) -> CompiledModule:
-        if self.bound_model is None:
-            raise FxcompressError(f"{type(self).__name__}.{method}: call compress() first")
-        return self.bound_model
 
     @classmethod
     def _select(

@@ -28,10 +28,10 @@ from fxcompress.graph.calls import Reference
 from fxcompress.graph.module import CompiledModule, eval_mode, get_tensor
 from fxcompress.passes.observe import insert_observers, remove_observers
 from fxcompress.progress import shown
-from fxcompress.pruning.batches import inputs_of
 from fxcompress.pruning.distributed import added_up
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.scoring import ScoringPruner
+from fxcompress.training.batches import inputs_of
 
 
 class MeasuringPruner(ScoringPruner, ABC):

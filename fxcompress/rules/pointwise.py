@@ -120,6 +120,21 @@ for _name in _IDENTITIES:
     register(_name, Identity())
 
 
+@rule("fxcompress.unless_training")
+class UnlessTraining(Pointwise):
+    """One of two tensors, by the mode: constant where both are, with one value."""
+
+    def _combined(
+        self, call: Call, values: Values, found: dict[Ref, Tensor | None], size: int
+    ) -> Tensor | None:
+        first, *others = [None if v is None else v.expand(size) for v in found.values()]
+        for other in others:
+            if first is None or other is None:
+                return None
+            first = torch.where(first == other, first, torch.nan)
+        return first
+
+
 @rule("prelu")
 class PReLU(Pointwise):
     """``max(0, x) + a · min(0, x)`` with one ``a`` or one per channel (dimension 1)."""

@@ -354,8 +354,9 @@ def test_after_capture_functional_nodes_are_targets_like_any_other() -> None:
     assert "did you mean 'matmul'?" in message({"op_types": ["matmull"], "quant_bits": 8})
 
 
-def test_default_of_quantization_is_weights_and_arithmetic_but_a_name_selects_anything() -> None:
-    assert list(run({"quant_bits": 8}, extra=(ADD,)).quantization) == [*CONVS, "fc", "add_1"]
+def test_default_of_quantization_is_what_has_weights_but_a_name_selects_anything() -> None:
+    assert list(run({"quant_bits": 8}, extra=(ADD,)).quantization) == [*CONVS, "fc"]
+    assert list(run({"quant_bits": 8, "op_types": ["add"]}, extra=(ADD,)).quantization) == ["add_1"]
     assert list(run({"op_types": ["ReLU"], "quant_bits": 8}).quantization) == [
         "layer1.0.relu",
         "layer1.1.relu",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import fxcompress
+from fxcompress.errors import CaptureError
 from fxcompress.graph.functionalize import NotFunctional, functionalize
 from tests.helpers import EXACT, Function, image, operators, ready, relative_error, run
 
@@ -178,3 +180,39 @@ def test_any_order_of_writes_and_reads_through_views_is_the_eager_one(seed: int)
     captured = fxcompress.capture(model, x)
     assert relative_error(run(captured, (x,)), run(model, (x,))) <= EXACT
     assert not [op for op in operators(captured) if op.endswith("_") and not op.endswith("__")]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.AlphaDropout, None])
+@pytest.mark.parametrize("written", ["what was dropped", "what was given"])
+def test_dropout_shares_memory_with_its_input_in_eval_mode_only(
+    written: str, kind: type[nn.Module] | None, training: bool
+) -> None:
+    """Found by random networks (seeds 4574 and 6576)."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h: Tensor = m.a(x)
+        y = m.drop(h) if kind else torch.dropout(h, 0.3, m.training)
+        (y if written == "what was dropped" else h).mul_(x + 3)
+        return h.sin() + y.cos()
+
+    model = ready(Function(forward, a=nn.Linear(4, 4), drop=(kind or nn.Dropout)(0.3)))
+    x = image(3, 4)
+    captured = fxcompress.capture(model, x)
+    results = []
+    for module in (captured.train(training), model.train(training)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            results.append(module(x))
+    assert relative_error(*results) <= EXACT
+
+
+def test_a_write_to_a_part_of_what_dropout_returned_is_refused() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h: Tensor = m.a(x)
+        m.drop(h)[:, :2].mul_(2)
+        return h.sin()
+
+    model = ready(Function(forward, a=nn.Linear(4, 4), drop=nn.Dropout(0.3)))
+    with pytest.raises(CaptureError, match="dropout"):
+        fxcompress.capture(model, image(3, 4))

@@ -143,6 +143,13 @@ def _gated(halves: tuple[Tensor, ...]) -> Tensor:
     return halves[0] * halves[1].sigmoid()
 
 
+def _written_behind_dropout(m: nn.Module, x: Tensor) -> Tensor:
+    h = x * 1.5
+    y = F.dropout(h, 0.3, m.training)
+    y *= 0.7
+    return h + y.tanh()
+
+
 POINTWISE: dict[str, Sample] = {
     "pointwise": _op(torch.sigmoid, captured="sigmoid"),
     "log_sigmoid": _op(F.logsigmoid),
@@ -163,6 +170,7 @@ POINTWISE: dict[str, Sample] = {
     "alpha_dropout": _op(lambda x: aten.alpha_dropout.default(x, 0.3, False)),
     "feature_alpha_dropout": _op(lambda x: aten.feature_alpha_dropout.default(x, 0.3, False)),
     "fxcompress.dropout": Sample(lambda m, x: F.dropout(x, 0.3, m.training)),
+    "fxcompress.unless_training": Sample(_written_behind_dropout),
     "contiguous": _op(lambda x: x.permute(0, 2, 3, 1).contiguous(), axis=3),
     "clone": _op(lambda x: x.clone()),
     "detach": _op(lambda x: x.detach()),
@@ -615,4 +623,6 @@ FAMILIES: dict[str, dict[str, Sample]] = {
     "further": FURTHER,
     "compaction": COMPACTION,
 }
+
+
 SAMPLES: dict[str, Sample] = {name: sample for family in FAMILIES.values() for name, sample in family.items()}

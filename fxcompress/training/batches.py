@@ -15,7 +15,7 @@ from fxcompress.graph.module import CompiledModule
 
 
 def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
-    """The model's inputs in a batch, on the model's device.
+    """Copies of the model's inputs in a batch, on the model's device.
 
     A tensor is the one input; of a tuple or list the leading items are, as many as the example inputs; of a
     mapping the items the model was captured with by keyword, or else as many as it takes, by position.
@@ -40,7 +40,7 @@ def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
             f"data: expected batches that hold {expected} of the model, got {_described(batch)}; "
             "pass data whose batches begin with the model's inputs, or a dict of its keyword inputs"
         )
-    return pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, taken)  # type: ignore[no-any-return]
+    return pytree.tree_map(lambda x: x.to(device, copy=True) if isinstance(x, Tensor) else x, taken)  # type: ignore[no-any-return]
 
 
 def _described(batch: Any) -> str:

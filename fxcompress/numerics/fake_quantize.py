@@ -1,0 +1,97 @@
+"""``FakeQuantize``: the module of a fake-quantize node; training sees the rounding that deployment does.
+
+    x  →  observe its range (in train mode, or while calibrating)  →  x̂ = (clamp(round(x / s) + z) − z) · s
+
+The kernels are ``torch.fake_quantize_*``; scale and zero point come from ``Grid`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.observers import LastObserver, Observer, State
+
+
+class FakeQuantize(nn.Module):
+    """Rounds a tensor to ``grid`` over the range that ``observer`` has seen.
+
+    Buffers: ``scale`` (float32) and ``zero_point`` (int32), ``[]`` or ``[slices]``, empty until something was
+    seen, and what the observer keeps. A range moves in train mode, and stays in eval mode unless it is being
+    calibrated.
+    """
+
+    def __init__(self, grid: Grid, observer: Observer | None = None) -> None:
+        """``observer``: by default the range is that of the tensor at hand, in eval mode too: a weight's."""
+        super().__init__()
+        grid.check()
+        self.grid = grid
+        self.observer = LastObserver() if observer is None else observer
+        self.quantizing = True
+        """Whether it rounds; it observes all the same."""
+        self.observing = True
+        """Whether the range may move at all."""
+        self.calibrating = observer is None
+        """Whether it moves in eval mode too."""
+        self.scale: Tensor
+        self.zero_point: Tensor
+        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
+        for name in self.observer.state:
+            self.register_buffer(name, torch.empty(0))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there are a scale and a zero point."""
+        return self.scale.numel() > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, in its own dtype."""
+        if self.observing and (self.training or self.calibrating) and x.numel():
+            with torch.no_grad():
+                self.observe(x.detach())
+        if not (self.quantizing and self.is_calibrated):
+            return x
+        return self.simulate(x)
+
+    def observe(self, x: Tensor) -> None:
+        """Take ``x`` into account."""
+        self._buffers.update(self.observer.update(self._state, x, self.grid))
+        if not self.observer.costly:
+            self.settle()
+
+    def settle(self) -> None:
+        """Compute scale and zero point from what was observed."""
+        self.scale, self.zero_point = self.grid.parameters(*self.range())
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The range that was observed: float32, ``[]`` or ``[slices]``."""
+        return self.observer.range(self._state, self.grid)
+
+    @property
+    def _state(self) -> State:
+        return {name: getattr(self, name) for name in self.observer.state}
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """``x`` rounded; gradients pass within the grid's range."""
+        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
+            return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
+        return self.grid.fake_quantize(x, self.scale, self.zero_point)
+
+    def extra_repr(self) -> str:
+        """``8-bit unsigned, moving_average``."""
+        grid = self.grid
+        sign, form = "signed" if grid.signed else "unsigned", "symmetric" if grid.symmetric else "affine"
+        each = "" if grid.axis is None else f", per slice of dimension {grid.axis}"
+        return f"{grid.bits}-bit {sign} {form}{each}, {self.observer.name}"
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        for name, held in [*self._buffers.items(), *self._parameters.items()]:
+            given = state_dict.get(prefix + name)
+            if given is not None and held is not None and given.shape != held.shape:
+                held.data = held.new_empty(given.shape)  # shapes follow what was seen
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,102 @@
+"""``Grid``: the integers that a tensor is rounded to, and the scale and zero point that a range gives.
+
+    q = clamp(round(x / scale) + zero_point, qmin, qmax),    x̂ = (q − zero_point) · scale
+
+``scale`` (float32, positive) and ``zero_point`` (int32) are one number per tensor or one per slice of
+``axis``. The one place where they are computed: training and deployment share it (Jacob et al.,
+Quantization and Training of Neural Networks, CVPR 2018; Krishnamoorthi 2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxcompress.errors import ConfigError
+
+SMALLEST_SCALE = 2.0**-96
+"""A tensor of zeros gets this one; its inverse is a float32 still."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``bits`` per number; ``axis`` is the dimension with a scale of its own for every slice."""
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    axis: int | None = None
+    power_of_two: bool = False
+    """Scales are rounded up to powers of two: products and quotients of scales are then exact."""
+
+    def check(self) -> None:
+        """Refuse a grid of a single number.
+
+        Raises:
+            ConfigError: for one signed symmetric bit.
+        """
+        if self.qmin >= self.qmax:
+            raise ConfigError(
+                f"quant_bits: expected at least 2 for a signed symmetric grid, got {self.bits}; the numbers "
+                "of one bit are -1 and 1: use quantizer 'bnn'"
+            )
+
+    @property
+    def qmin(self) -> int:
+        """The smallest integer; a symmetric signed grid leaves the one without a counterpart out."""
+        return -(1 << (self.bits - 1)) + int(self.symmetric) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """The largest integer."""
+        return (1 << (self.bits - self.signed)) - 1
+
+    def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point for values from ``low`` to ``high`` (0 is always among them).
+
+        Affine: ``scale = (high − low) / (qmax − qmin)``, ``zero_point = qmin − round(low / scale)``.
+        Symmetric: ``scale = max(−low, high) / max(qmax − z, z − qmin)`` with ``z`` 0, or the middle of an
+        unsigned grid.
+
+        Args:
+            low: smallest values, ``[]`` or ``[slices]``.
+            high: largest values, of the same shape.
+        """
+        low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+        if self.symmetric:
+            middle = 0 if self.signed else 1 << (self.bits - 1)
+            # Of an unsigned grid the short side, as the other has a number to spare.
+            scale = self._scale(torch.maximum(-low, high) / (self.qmax - middle))
+            return scale, torch.full_like(scale, middle, dtype=torch.int32)
+        scale = self._scale((high - low) / (self.qmax - self.qmin))
+        zero_point = self.qmin - torch.round(low / scale)
+        return scale, zero_point.clamp(self.qmin, self.qmax).to(torch.int32)
+
+    def _scale(self, scale: Tensor) -> Tensor:
+        if self.power_of_two:
+            scale = torch.exp2(torch.ceil(torch.log2(scale.clamp(min=SMALLEST_SCALE))))
+        return scale.clamp(min=SMALLEST_SCALE)
+
+    def range(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest number that the grid holds."""
+        return (self.qmin - zero_point) * scale, (self.qmax - zero_point) * scale
+
+    def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, self.qmin, self.qmax)
+        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, self.axis, self.qmin, self.qmax)
+
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """``q`` as int32, rounded as ``fake_quantize`` does: ``round(x · (1 / scale))``, halves to even."""
+        scale, zero_point = self.aligned(scale, x), self.aligned(zero_point, x)
+        q = torch.round(x * (1.0 / scale)) + zero_point
+        return q.clamp(self.qmin, self.qmax).to(torch.int32)
+
+    def aligned(self, values: Tensor, x: Tensor) -> Tensor:
+        """One number per slice of ``axis``, as it broadcasts to ``x``."""
+        if self.axis is None:
+            return values
+        return values.view([-1 if d == self.axis % x.dim() else 1 for d in range(x.dim())])

@@ -1,0 +1,37 @@
+"""Quantization algorithms: each says how the tensors that a config list selects are rounded."""
+
+from fxcompress.quantization.base import Quantizer
+from fxcompress.quantization.bnn import BNNQuantizer
+from fxcompress.quantization.dorefa import DoReFaQuantizer
+from fxcompress.quantization.grad import QuantGrad, QuantType
+from fxcompress.quantization.lsq import LSQQuantizer
+from fxcompress.quantization.naive import NaiveQuantizer
+from fxcompress.quantization.ptq import PTQ_Quantizer
+from fxcompress.quantization.qat import QAT_Quantizer
+from fxcompress.quantization.registry import QUANTIZERS, register
+from fxcompress.quantization.wrapper import Wrapper
+
+for _quantizer in (
+    NaiveQuantizer,
+    QAT_Quantizer,
+    DoReFaQuantizer,
+    BNNQuantizer,
+    LSQQuantizer,
+    PTQ_Quantizer,
+):
+    register(_quantizer)
+
+__all__ = [
+    "QUANTIZERS",
+    "BNNQuantizer",
+    "DoReFaQuantizer",
+    "LSQQuantizer",
+    "NaiveQuantizer",
+    "PTQ_Quantizer",
+    "QAT_Quantizer",
+    "QuantGrad",
+    "QuantType",
+    "Quantizer",
+    "Wrapper",
+    "register",
+]

@@ -1,0 +1,1 @@
+"""What every algorithm in a training loop needs: steps of optimizers, batches, layers, checkpoints."""

@@ -1,0 +1,237 @@
+"""Convert: fake-quantize nodes become integers.
+
+    y = conv(fq(x), weight=fq(w))      →      x8 = quantize(x, s_x, z_x)                 uint8
+                                              w8, b32: buffers                           int8, int32
+                                              y = conv(dequantize(x8), weight=dequantize(w8, s_w),
+                                                       bias=dequantize(b32, s_x · s_w))
+
+Law: the module computes what it computed in eval mode, but for biases, which are rounded to multiples of
+``s_x · s_w`` as integer kernels add them (Jacob et al., CVPR 2018, eq. 11). Behind operators that pass values
+on (max pooling, reshape, ...) the same quantize and dequantize stand once more: they change nothing there,
+and a runtime takes the operator between them as one on integers. Returns a fork whose parameters are buffers;
+it no longer trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed as _decomposed
+
+from fxcompress import ops
+from fxcompress.errors import PassError
+from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of
+from fxcompress.graph.module import CompiledModule, erase_dead, free_name, get_tensor
+from fxcompress.graph.operands import set_operand
+from fxcompress.numerics.fake_quantize import FakeQuantize
+from fxcompress.numerics.grid import Grid
+
+_q = torch.ops.quantized_decomposed  # defined by the import of _decomposed
+PASSING = frozenset(
+    {
+        *(
+            "max_pool1d",
+            "max_pool2d",
+            "max_pool3d",
+            "reshape",
+            "view",
+            "flatten",
+            "permute",
+            "transpose",
+            "t",
+        ),
+        *("squeeze", "unsqueeze", "slice", "select", "contiguous", "clone", "dropout", "feature_dropout"),
+        *("alias", "detach", "expand", "unflatten", "fxcompress.dropout", "narrow", "upsample_nearest2d"),
+    }
+)
+"""Operators whose results are values of their operand."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How a tensor is rounded: float32 scales, int32 zero points, ``[]`` or ``[slices]``."""
+
+    grid: Grid
+    scale: Tensor
+    zero_point: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The integer type that holds the grid; its own where a runtime has kernels for it."""
+        if self.grid.bits > 8:
+            return torch.int16 if self.grid.signed else torch.uint16
+        return torch.int8 if self.grid.signed else torch.uint8
+
+
+def convert(module: CompiledModule) -> CompiledModule:
+    """A fork of ``module`` in integers; what is rounded by quantizers without a grid stays float.
+
+    Raises:
+        PassError: if a quantizer has seen no values yet.
+    """
+    twin = module.fork().eval()
+    editor = _Converter(twin)
+    for node in list(twin.graph.nodes):
+        editor.visit(node)
+    erase_dead(twin.graph)
+    _drop_unread(twin)
+    twin.graph.lint()
+    twin.recompile()
+    return twin
+
+
+class _Converter:
+    def __init__(self, module: CompiledModule) -> None:
+        self.module, self.graph = module, module.graph
+        self._rounded: dict[fx.Node, Numbers] = {}
+        """What dequantize nodes, and operators that pass their values on, are rounded to."""
+        self._values: dict[Any, Tensor] = {}
+        """Of nodes that are computed from parameters alone."""
+
+    def visit(self, node: fx.Node) -> None:
+        """Convert a fake-quantize node, or pass on what an operator behind one is rounded to."""
+        self._evaluate(node)
+        if node.target is ops.fake_quantize:
+            self._convert(node)
+            return
+        call = call_of(node)
+        if call is None:
+            return
+        sources = [ref for _, ref in call.refs() if isinstance(ref, fx.Node)]
+        if call.op in PASSING and len(sources) == 1 and sources[0] in self._rounded:
+            self._rounded[self._again(node, self._rounded[sources[0]])] = self._rounded[sources[0]]
+        elif call.op == "linear" or call.op.startswith("conv"):
+            self._round_bias(call)
+
+    def _convert(self, node: fx.Node) -> None:
+        source, owner = node.args
+        quantizer = self.module.get_submodule(str(owner.target))  # type: ignore[union-attr]
+        if not isinstance(quantizer, FakeQuantize):
+            return
+        if not quantizer.quantizing:
+            node.replace_all_uses_with(source)  # type: ignore[arg-type]
+            return
+        if not quantizer.is_calibrated:
+            raise PassError(
+                f"{str(owner.target).rpartition('.')[2]!r}: this quantizer has seen no values yet; run the "  # type: ignore[union-attr]
+                "model on data in train mode, or calibrate it (data=...)"
+            )
+        numbers = Numbers(
+            quantizer.grid, quantizer.scale.detach(), quantizer.zero_point.round().to(torch.int32)
+        )
+        value = self._known(source)
+        if value is not None:
+            integers = numbers.grid.quantize(value, numbers.scale, numbers.zero_point).to(numbers.dtype)
+            new = self._stored(node, str(owner.target).rpartition(".")[2], integers, numbers)  # type: ignore[union-attr]
+        else:
+            new = self._pair(node, source, numbers)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self._rounded[new] = numbers
+
+    def _again(self, node: fx.Node, numbers: Numbers) -> fx.Node:
+        """Quantize and dequantize behind ``node``."""
+        if all(user.op == "output" for user in node.users):
+            return node
+        readers = list(node.users)
+        with self.graph.inserting_after(node):
+            marker = self.graph.call_function(torch.ops.aten.alias.default, (node,))
+        marker.meta["tensor"] = node.meta.get("tensor")
+        new = self._pair(marker, node, numbers)
+        for reader in readers:
+            reader.replace_input_with(node, new)
+        self.graph.erase_node(marker)
+        return new
+
+    def _pair(self, before: fx.Node, source: Any, numbers: Numbers) -> fx.Node:
+        if numbers.grid.axis is not None:
+            raise PassError(f"{source}: activations with a scale for every channel have no integer form")
+        grid = numbers.grid
+        facts = (float(numbers.scale), int(numbers.zero_point), grid.qmin, grid.qmax, numbers.dtype)
+        with self.graph.inserting_before(before):
+            integers = self.graph.call_function(_q.quantize_per_tensor.default, (source, *facts))
+            new = self.graph.call_function(_q.dequantize_per_tensor.default, (integers, *facts))
+        tensor = before.meta.get("tensor")
+        if isinstance(tensor, TensorInfo):
+            integers.meta["tensor"] = replace(tensor, dtype=numbers.dtype)
+        new.meta["tensor"] = tensor
+        return new
+
+    def _stored(self, before: fx.Node, name: str, integers: Tensor, numbers: Numbers) -> fx.Node:
+        """A buffer of integers in front of ``before``, dequantized."""
+        grid = numbers.grid
+        read = self._buffer(before, f"{name}_integers", integers)
+        ends = grid.qmin, grid.qmax, integers.dtype
+        if grid.axis is None:
+            facts: tuple[Any, ...] = (float(numbers.scale), int(numbers.zero_point), *ends)
+            target = _q.dequantize_per_tensor.default
+        else:
+            scale = self._buffer(before, f"{name}_scale", numbers.scale)
+            zero_point = self._buffer(before, f"{name}_zero_point", numbers.zero_point.to(torch.int64))
+            facts, target = (scale, zero_point, grid.axis, *ends), _q.dequantize_per_channel.default
+        with self.graph.inserting_before(before):
+            new = self.graph.call_function(target, (read, *facts))
+        new.meta["tensor"] = replace(read.meta["tensor"], dtype=torch.float32)
+        return new
+
+    def _buffer(self, before: fx.Node, name: str, value: Tensor) -> fx.Node:
+        free = name if not hasattr(self.module, name) else free_name(self.module, name)
+        self.module.register_buffer(free, value)
+        with self.graph.inserting_before(before):
+            read = self.graph.create_node("get_attr", free, (), {})
+        read.meta["tensor"] = TensorInfo(tuple(value.shape), value.dtype, (False,) * value.dim())
+        return read
+
+    def _round_bias(self, call: Call) -> None:
+        """A bias of an integer layer as int32 at ``s_x · s_w``."""
+        x, weight, bias = (call.get(name) for name in ("input", "weight", "bias"))
+        value = self._known(bias)
+        if x not in self._rounded or weight not in self._rounded or value is None:
+            return
+        made, read = self._rounded[x], self._rounded[weight]
+        scale = (made.scale * read.scale).expand(value.shape).contiguous()
+        integers = torch.round(value.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
+        grid = Grid(32, signed=True, symmetric=False, axis=0)
+        zero_point = torch.zeros(len(scale), dtype=torch.int32)
+        name = f"{call.module or call.node.name}_bias".replace(".", "_")
+        new = self._stored(call.node, name, integers, Numbers(grid, scale, zero_point))
+        set_operand(self.module, call.node, "bias", new)
+
+    def _known(self, value: Any) -> Tensor | None:
+        """The value of a parameter, or of a node that was computed from parameters alone."""
+        if isinstance(value, Reference):
+            return get_tensor(self.module, value).detach()
+        return self._values.get(value)
+
+    def _evaluate(self, node: fx.Node) -> None:
+        """Compute what is computed from parameters alone."""
+        if node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            value = getattr(self.module.get_submodule(owner), attribute)
+            if isinstance(value, Tensor):
+                self._values[node] = value.detach()
+        elif callable(node.target) and node.target is not ops.fake_quantize:
+            sources = node.all_input_nodes
+            if sources and all(source in self._values for source in sources):
+                find: Any = self._values.__getitem__
+                args, kwargs = fx.node.map_arg(node.args, find), fx.node.map_arg(node.kwargs, find)
+                with torch.no_grad():
+                    value = node.target(*args, **kwargs)
+                if isinstance(value, Tensor):
+                    self._values[node] = value
+
+
+def _drop_unread(module: CompiledModule) -> None:
+    """Delete the parameters and buffers that nothing reads any more."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    for path, owner in list(module.named_modules()):
+        if path in called:
+            continue
+        for table in (owner._parameters, owner._buffers):
+            for attribute in list(table):
+                if f"{path}.{attribute}".lstrip(".") not in read:
+                    table[attribute] = None  # type: ignore[assignment]
+    del module._modules["fake_quant"]
