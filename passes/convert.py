@@ -26,28 +26,12 @@ from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of
 from fxcompress.graph.module import CompiledModule, erase_dead, free_name, get_tensor
 from fxcompress.graph.operands import set_operand
+from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import Grid
+from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING
 
 _q = torch.ops.quantized_decomposed  # defined by the import of _decomposed
-PASSING = frozenset(
-    {
-        *(
-            "max_pool1d",
-            "max_pool2d",
-            "max_pool3d",
-            "reshape",
-            "view",
-            "flatten",
-            "permute",
-            "transpose",
-            "t",
-        ),
-        *("squeeze", "unsqueeze", "slice", "select", "contiguous", "clone", "dropout", "feature_dropout"),
-        *("alias", "detach", "expand", "unflatten", "fxcompress.dropout", "narrow", "upsample_nearest2d"),
-    }
-)
-"""Operators whose results are values of their operand."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +86,9 @@ class _Converter:
             return
         sources = [ref for _, ref in call.refs() if isinstance(ref, fx.Node)]
         if call.op in PASSING and len(sources) == 1 and sources[0] in self._rounded:
-            self._rounded[self._again(node, self._rounded[sources[0]])] = self._rounded[sources[0]]
+            numbers = self._rounded[sources[0]]
+            single = element_info(node) is not None
+            self._rounded[self._again(node, numbers) if single else node] = numbers
         elif call.op == "linear" or call.op.startswith("conv"):
             self._round_bias(call)
 
@@ -225,13 +211,16 @@ class _Converter:
 
 def _drop_unread(module: CompiledModule) -> None:
     """Delete the parameters and buffers that nothing reads any more."""
-    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    read: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            read.add(str(node.target))
+        call = call_of(node)
+        if call is not None:
+            read.update(str(ref) for _, ref in call.refs() if isinstance(ref, Reference))
     for path, owner in list(module.named_modules()):
-        if path in called:
-            continue
         for table in (owner._parameters, owner._buffers):
             for attribute in list(table):
                 if f"{path}.{attribute}".lstrip(".") not in read:
                     table[attribute] = None  # type: ignore[assignment]
-    del module._modules["fake_quant"]
+    del module._modules[CONTAINER]

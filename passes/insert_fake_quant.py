@@ -23,6 +23,18 @@ CONTAINER = "fake_quant"
 """The submodule that holds the quantizers."""
 
 
+PASSING = frozenset(
+    {
+        *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "upsample_nearest2d"),
+        *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "contiguous", "clone"),
+        *("permute", "transpose", "t", "mT", "movedim", "swapaxes", "slice", "select", "narrow", "getitem"),
+        *("chunk", "split", "split_with_sizes", "unbind", "alias", "detach"),
+        *("dropout", "feature_dropout", "fxcompress.dropout"),
+    }
+)
+"""Operators whose results are values of their operand: they keep its grid."""
+
+
 @dataclass(frozen=True)
 class Rounded:
     """A value to round: what ``node`` yields, or its operand ``argument``.

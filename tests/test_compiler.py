@@ -252,12 +252,6 @@ def test_verification_raises_when_a_rule_breaks_shapes(
         fxcompress.speedup(masked)
 
 
-def test_quantization_is_refused_by_name(model: nn.Module) -> None:
-    config = [{"quant_types": ["weight"], "quant_bits": 8, "op_names": ["fc"], "quantizer": "naive"}]
-    with pytest.raises(ConfigError):
-        fxcompress.compile(model, config, X)
-
-
 def test_dependency_aware_must_be_a_flag(model: nn.Module) -> None:
     with pytest.raises(ConfigError, match="dependency_aware: expected True or False, got 'yes'"):
         fxcompress.compile(model, CONFIG, X, dependency_aware="yes")  # type: ignore[arg-type]

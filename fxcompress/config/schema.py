@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 
 from fxcompress.config import values
-from fxcompress.config.registry import known_pruners
+from fxcompress.config.registry import known_pruners, known_quantizers
 from fxcompress.config.values import Granularity, PerType, near, shown
 from fxcompress.errors import ConfigError
 
@@ -113,12 +113,15 @@ class Entry(BaseModel):
         return {key: getattr(self, key) for key in QUANT_KEYS if key in self.model_fields_set}
 
 
-def parse(config_list: object, *, pruners: Collection[str] | None = None) -> tuple[Entry, ...]:
+def parse(
+    config_list: object, *, pruners: Collection[str] | None = None, quantizers: Collection[str] | None = None
+) -> tuple[Entry, ...]:
     """Check a config list and return its entries in order.
 
     Args:
         config_list: a non-empty list (or tuple) of dicts with the keys of `KEYS`.
         pruners: valid pruner names; the registered ones if not given.
+        quantizers: likewise.
 
     Raises:
         ConfigError: with one line per problem: entry, key, expected, got, remedy.
@@ -131,7 +134,10 @@ def parse(config_list: object, *, pruners: Collection[str] | None = None) -> tup
         raise ConfigError(f"{expected}, got {type(config_list).__name__} {shown(config_list)}; {remedy}")
     if not config_list:
         raise ConfigError(f"{expected}, got an empty list; add an entry such as {{'sparsity': 0.5}}")
-    names = known_pruners().keys() if pruners is None else pruners
+    names = {
+        "pruner": known_pruners().keys() if pruners is None else pruners,
+        "quantizer": known_quantizers().keys() if quantizers is None else quantizers,
+    }
     entries: list[Entry] = []
     problems: list[str] = []
     for index, raw in enumerate(config_list):
@@ -152,7 +158,7 @@ def raise_problems(problems: list[str]) -> None:
         raise ConfigError(f"{len(problems)} problems in config_list:\n  " + "\n  ".join(problems))
 
 
-def _parse_entry(index: int, raw: object, pruners: Collection[str]) -> Entry | list[str]:
+def _parse_entry(index: int, raw: object, names: Mapping[str, Collection[str]]) -> Entry | list[str]:
     if not isinstance(raw, Mapping):
         return [
             f"expected a dict, got {type(raw).__name__} {shown(raw)}; write for example {{'sparsity': 0.5}}"
@@ -160,7 +166,7 @@ def _parse_entry(index: int, raw: object, pruners: Collection[str]) -> Entry | l
     known = {key: value for key, value in raw.items() if key in KEYS}
     problems = [_unknown_key(key) for key in raw if key not in KEYS]
     try:
-        entry = Entry.model_validate({"index": index, **known}, context=pruners)
+        entry = Entry.model_validate({"index": index, **known}, context=names)
     except ValidationError as error:
         problems += [f"{e['loc'][0]}: {e['ctx']['error']}" for e in error.errors()]
         return problems + _misfits(known)

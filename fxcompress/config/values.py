@@ -15,7 +15,6 @@ from typing import Generic, NoReturn, TypeVar
 
 from pydantic import ValidationInfo
 
-from fxcompress.config.registry import known_quantizers
 from fxcompress.errors import did_you_mean
 
 T = TypeVar("T")
@@ -190,14 +189,17 @@ def granularity(value: object) -> Granularity:
     fail(f"one of {allowed} or a block such as [4, 4]", value, hint or "leave it out for the pruner's own")
 
 
-def pruner(value: object, info: ValidationInfo) -> str:
-    """Check a registered pruner name; ``info.context`` is the collection of names."""
-    return one_of(value, sorted(info.context or ()))
+def algorithm(kind: str) -> Callable[[object, ValidationInfo], str]:
+    """Return a check for the name of an algorithm of a kind; ``info.context`` holds the names by kind."""
+
+    def checked(value: object, info: ValidationInfo) -> str:
+        return one_of(value, sorted((info.context or {}).get(kind, ())))
+
+    return checked
 
 
-def quantizer(value: object) -> str:
-    """Check a registered quantizer name."""
-    return one_of(value, sorted(known_quantizers()))
+pruner = algorithm("pruner")
+quantizer = algorithm("quantizer")
 
 
 def quant_types(value: object) -> tuple[str, ...]:

@@ -204,8 +204,9 @@ class Quantizer(Compressor[Wrapper]):
         given = {"quantizer": cls.name, **({"quant_types": cls.default_types} if cls.default_types else {})}
         named = [_named(e, given) if isinstance(e, dict) else e for e in config_list]
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
-        known = {**known_pruners(), **known_quantizers(), cls.name: cls.op_types}
-        selection = select(parse(named), targets, known, captured=module is not None)
+        names = {**known_quantizers(), cls.name: cls.op_types}
+        known = {**known_pruners(), **names}
+        selection = select(parse(named, quantizers=names), targets, known, captured=module is not None)
         for layer, settings in selection.quantization.items():
             wrong = [t for t in settings.quant_types if t not in cls.only_types]
             if settings.quantizer == cls.name and wrong:

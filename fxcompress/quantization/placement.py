@@ -25,7 +25,7 @@ from fxcompress.config.settings import QuantSettings
 from fxcompress.graph.calls import Call, Reference, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.shapes import element_info
-from fxcompress.passes.insert_fake_quant import Rounded
+from fxcompress.passes.insert_fake_quant import PASSING, Rounded
 
 WEIGHTS = {"addmm": "mat2", "baddbmm": "batch2"}
 """Operators whose weight is another argument than ``weight``."""
@@ -43,26 +43,6 @@ FOLLOWING = frozenset(
     }
 )
 """Operators with an integer kernel that is worth it only between others."""
-PASSING = frozenset(
-    {
-        *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "reshape", "view", "flatten"),
-        *("permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select", "contiguous"),
-        *(
-            "dropout",
-            "feature_dropout",
-            "alias",
-            "detach",
-            "expand",
-            "unflatten",
-            "getitem",
-            "chunk",
-            "split",
-        ),
-        *("split", "split_with_sizes", "unbind", "fxcompress.dropout", "narrow", "movedim", "swapaxes"),
-        "upsample_nearest2d",
-    }
-)
-"""Operators whose results are values of their operand."""
 CLIPPING = frozenset({"relu", "relu_", "relu6", "hardtanh", "clamp", "clamp_min"})
 """Operators that a quantizer behind them does by the ends of its range."""
 
@@ -159,14 +139,15 @@ class Placement:
             for name, calls in self._calls.items()
             if name not in self._settings and name not in barred and len(calls) == 1 and _may_join(calls[0])
         }
+        read = {self._maker(source) for node in region for source in node.all_input_nodes}
         changed = True
         while changed:
             changed = False
             inside = region.keys() | candidates.keys()
             for node in list(candidates):
                 readers = list(self._readers(clipped(node)))
-                makers = [self._maker(source) for source in node.all_input_nodes]
-                if not (readers and inside.issuperset(readers) and inside.issuperset(makers)):
+                makers = {self._maker(source) for source in node.all_input_nodes}
+                if not (readers and inside.issuperset(readers) and makers <= inside | read):
                     del candidates[node]
                     changed = True
         joined: dict[str, QuantSettings] = {}
