@@ -222,5 +222,5 @@ def _drop_unread(module: CompiledModule) -> None:
         for table in (owner._parameters, owner._buffers):
             for attribute in list(table):
                 if f"{path}.{attribute}".lstrip(".") not in read:
-                    table[attribute] = None  # type: ignore[assignment]
+                    table[attribute] = None
     del module._modules[CONTAINER]
