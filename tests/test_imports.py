@@ -19,7 +19,7 @@ LAYERS = (
     ("passes",),
     ("config",),
     ("pruning",),
-    ("export", "report"),
+    ("export", "report", "runtime"),
     ("compiler",),
     ("budget", "callbacks", "sensitivity"),
     ("demo", "demo_result"),

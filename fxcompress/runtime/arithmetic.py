@@ -10,6 +10,7 @@ Accumulators are integers held in float64: exact below 2⁵³, and an int32 accu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from fxcompress.runtime.graphs import Array
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+DType = np.dtype[Any]
 Inputs = Sequence[Array | None]
 
 
@@ -49,7 +51,7 @@ def centred(values: Array, zero_point: Array | int) -> Doubles:
     return values.astype(np.float64) - np.asarray(zero_point, np.float64)
 
 
-def _saturated(values: Floats, zero_point: Array | int, dtype: np.dtype[np.generic]) -> Array:
+def _saturated(values: Floats, zero_point: Array | int, dtype: DType) -> Array:
     """``clamp(rne(values), lo − z, hi − z) + z``; the limits are integers, so clamping first is the same."""
     limits = np.iinfo(dtype)
     offset = np.asarray(zero_point, np.float32)
@@ -57,7 +59,7 @@ def _saturated(values: Floats, zero_point: Array | int, dtype: np.dtype[np.gener
     return (rounded + offset).astype(dtype)
 
 
-def quantized(values: Floats, step: Array | np.float32, zero_point: Array | int, dtype: np.dtype[np.generic]) -> Array:
+def quantized(values: Floats, step: Array | np.float32, zero_point: Array | int, dtype: DType) -> Array:
     """float32 values in steps of ``step``. The runtime divides; a product with ``1 / step`` would differ."""
     return _saturated(values / step, zero_point, dtype)
 
@@ -67,12 +69,12 @@ def dequantized(values: Array, step: Array | np.float32, zero_point: Array | int
     return centred(values, zero_point).astype(np.float32) * step
 
 
-def requantized(accumulator: Doubles, multiplier: Array | np.float32, zero_point: int, dtype: np.dtype[np.generic]) -> Array:
+def requantized(accumulator: Doubles, multiplier: Array | np.float32, zero_point: int, dtype: DType) -> Array:
     """An integer accumulator in steps of the output."""
     return _saturated(accumulator.astype(np.float32) * multiplier, zero_point, dtype)
 
 
-def rounded(values: Floats, dtype: np.dtype[np.generic]) -> Array:
+def rounded(values: Floats, dtype: DType) -> Array:
     """``clamp(rne(values), lo, hi)``, the zero point being part of ``values``."""
     return _saturated(values, 0, dtype)
 
@@ -91,7 +93,7 @@ def fma(a: Array | np.float32, b: Array | np.float32, c: Array | np.float32) -> 
     error = (product - (total - part)) + (addend - part)
     bits = total.view(np.int64)
     even = (bits & 1) == 0
-    # The neighbour on the side of the error is the odd one: its magnitude grows if error and sum agree in sign.
+    # The odd neighbour lies on the side of the error: away from zero if error and sum agree in sign.
     towards = np.where((error > 0) == (total > 0), 1, -1)
     odd = np.where((error != 0) & even, bits + towards, bits).view(np.float64)
     return odd.astype(np.float32).reshape(np.broadcast_shapes(product.shape, addend.shape))

@@ -21,7 +21,9 @@ from onnx import numpy_helper
 
 Array = npt.NDArray[Any]
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_TENSOR_OF_LAYER = re.compile(r"^(?P<layer>.+)\.(?:weight|bias)(?:[_.](?:q|int8|int32|quantized|DequantizeLinear).*)?$")
+_TENSOR_OF_LAYER = re.compile(
+    r"^(?P<layer>.+)\.(?:weight|bias)(?:[_.](?:q|int8|int32|quantized|DequantizeLinear).*)?$"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
 
 
 def _scope(proto: onnx.NodeProto) -> str:
-    """The deepest module in the exporter's ``['', 'layer1', 'layer1.conv', 'conv2d']`` (the last is the fx node)."""
+    """The deepest module of the exporter's ``['', 'layer1', 'layer1.conv', 'conv2d']``."""
     for entry in proto.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)
@@ -133,7 +135,7 @@ def _scope(proto: onnx.NodeProto) -> str:
 
 
 def layer_of(node: Node, graph: Graph) -> str:
-    """What a person calls ``node``: its layer (from the exporter's notes or the name of its weight), or its name."""
+    """The layer of ``node``, by the exporter's notes or the name of its weight; else the node's own name."""
     if node.scope:
         return node.scope
     for value in node.inputs:

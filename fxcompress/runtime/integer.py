@@ -2,9 +2,9 @@
 
     optimized graph, feeds  →  every value of the graph
 
-Each integer kernel is written out from its formula (``products``, ``pooling``, ``pointwise``, ``movement``) and
-equals onnxruntime bit by bit on x86-64 with AVX2 and VNNI. Operators in float are run by onnxruntime, one node
-at a time. On processors without VNNI u8 × s8 products saturate at 16 bits and convolutions may differ.
+Each integer kernel is written out from its formula (``products``, ``pooling``, ``pointwise``, ``movement``)
+and equals onnxruntime bit by bit on x86-64 with AVX2 and VNNI. Operators in float are run by onnxruntime, one
+node at a time. On processors without VNNI u8 × s8 products saturate at 16 bits and convolutions may differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from fxcompress.errors import ExportError
 from fxcompress.runtime import movement, pointwise, pooling, products
-from fxcompress.runtime.arithmetic import Inputs
+from fxcompress.runtime.arithmetic import Inputs, present
 from fxcompress.runtime.graphs import Array, Graph, Node
 from fxcompress.runtime.single import run_node
 
@@ -46,18 +46,29 @@ QUANTIZERS: Mapping[str, Kernel] = {
 
 MOVERS = frozenset(
     ("Expand", "Flatten", "Gather", "GatherElements", "Identity", "Reshape", "Resize", "Slice", "Split")
-    + ("Squeeze", "Tile", "Transpose", "Unsqueeze", "ArgMax", "Clip", "Concat", "MaxPool", "ReduceMax", "ReduceMin")
+    + (
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "ArgMax",
+        "Clip",
+        "Concat",
+        "MaxPool",
+        "ReduceMax",
+        "ReduceMin",
+    )
 )
-"""Standard operators that run on integers as they are, without arithmetic, when their first input is 8 bits."""
+"""Standard operators without arithmetic: on integers as on floats they hand on what they get."""
 
 _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 
 def has_reference(node: Node, inputs: Inputs) -> bool:
-    """Whether the interpreter computes ``node`` itself."""
+    """Whether the interpreter computes ``node`` itself. Resize takes no means only on 8 bits."""
     if node.op in KERNELS or node.op in QUANTIZERS:
         return True
-    return node.op in MOVERS and inputs[0] is not None and inputs[0].dtype in _BYTES
+    return node.op in MOVERS and (node.op != "Resize" or present(inputs, 0).dtype in _BYTES)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Interpreter:
         if node.op in KERNELS or node.op in QUANTIZERS:
             kernel = KERNELS.get(node.op) or QUANTIZERS[node.op]
             return {names[0]: kernel(node, inputs)}
-        if node.op == "MaxPool" and has_reference(node, inputs):
+        if node.op == "MaxPool" and present(inputs, 0).dtype in _BYTES:
             return {names[0]: pooling.max_pool(node, inputs)}
         if has_reference(node, inputs):
             return dict(zip(names, movement.moved(node, inputs, self.graph.opsets[""]), strict=True))

@@ -12,7 +12,7 @@ from fxcompress.runtime.graphs import Array, Node
 
 
 def _along(values: Array | None, node: Node, x: Array) -> Array:
-    """A scale or zero point as it broadcasts over ``x``: whole tensor, or one number for each place of ``axis``."""
+    """A scale or zero point as it broadcasts over ``x``: one number, or one for each place of ``axis``."""
     if values is None:
         return np.zeros((), np.uint8)
     if values.size == 1:
@@ -38,7 +38,10 @@ def moved(node: Node, inputs: Inputs, opset: int) -> tuple[Array, ...]:
     """The outputs of a standard operator that moves numbers, by the reference implementation of ONNX."""
     named = {name: value for name, value in zip(node.inputs, inputs, strict=True) if value is not None}
     opsets = [helper.make_opsetid("", opset)]
-    known = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for name, v in named.items()]
+    known = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in named.items()
+    ]
     results = [onnx.ValueInfoProto(name=name) for name in node.outputs if name]
     model = helper.make_model(helper.make_graph([node.proto], "node", known, results), opset_imports=opsets)
     return tuple(np.asarray(value) for value in ReferenceEvaluator(model).run(None, named))

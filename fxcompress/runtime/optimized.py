@@ -19,19 +19,29 @@ from typing import Any
 import onnx
 
 from fxcompress.errors import ExportError, first_line
-from fxcompress.runtime.graphs import Graph, read_graph
+from fxcompress.runtime.graphs import Graph, Node, layer_of, read_graph
 
 
 @dataclass(frozen=True, eq=False)
 class Optimized:
-    """``source`` is the file's graph with every node named, ``graph`` what onnxruntime runs, ``model`` that
-    graph as a protobuf."""
+    """``source`` is the file's graph with every node named and ``named`` its protobuf; ``graph`` is what
+    onnxruntime makes of it and ``model`` that as a protobuf."""
 
     path: Path
     source: Graph
     graph: Graph
     model: onnx.ModelProto
     named: onnx.ModelProto
+
+    def origin(self, node: Node) -> Node | None:
+        """The operator of the file that ``node`` of the optimized graph was made of."""
+        names = self.source.by_name
+        return names.get(node.name) or names.get(node.name.partition("/")[0])
+
+    def layer(self, node: Node) -> str:
+        """What a person calls ``node`` of the optimized graph."""
+        origin = self.origin(node)
+        return layer_of(origin, self.source) if origin else node.name or node.op
 
 
 def optimize(path: str | os.PathLike[str]) -> Optimized:
@@ -71,7 +81,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 def open_session(
     model: onnx.ModelProto, name: str, *, level: str = "ALL", save_to: Path | None = None
 ) -> Any:
-    """A single-threaded onnxruntime session on the CPU; ``level`` is EXTENDED, ALL (the default) or DISABLE_ALL.
+    """A single-threaded session on the CPU; ``level`` is EXTENDED, ALL (the default) or DISABLE_ALL.
 
     Raises:
         ExportError: if onnxruntime refuses the model, called ``name``.

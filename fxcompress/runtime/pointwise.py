@@ -20,6 +20,7 @@ from itertools import zip_longest
 import numpy as np
 
 from fxcompress.runtime.arithmetic import (
+    DType,
     Floats,
     Inputs,
     centred,
@@ -32,6 +33,7 @@ from fxcompress.runtime.arithmetic import (
     zero,
 )
 from fxcompress.runtime.graphs import Array, Node
+from fxcompress.runtime.single import run_operator
 
 
 def qlinear_add(node: Node, inputs: Inputs) -> Array:
@@ -62,12 +64,12 @@ def qlinear_mul(node: Node, inputs: Inputs) -> Array:
     return rounded(product.astype(np.float32) * ratio + np.float32(zero(inputs, 7)), present(inputs, 0).dtype)
 
 
-def _table(
-    dtype: np.dtype[np.generic], function: Callable[[Floats], Floats], inputs: Inputs, into: Inputs
-) -> Array:
+def _table(dtype: DType, function: Callable[[Floats], Floats], inputs: Inputs, into: Inputs) -> Array:
     """The outputs for all 256 inputs, by their bit pattern. ``inputs`` and ``into``: scale and zero point."""
     values = np.arange(256, dtype=np.uint8).view(dtype)
-    return quantized(function(dequantized(values, scale(inputs, 0), zero(inputs, 1))), scale(into, 0), zero(into, 1), dtype)
+    return quantized(
+        function(dequantized(values, scale(inputs, 0), zero(inputs, 1))), scale(into, 0), zero(into, 1), dtype
+    )
 
 
 def _look_up(values: Array, table: Array) -> Array:
@@ -83,8 +85,6 @@ def qlinear_sigmoid(node: Node, inputs: Inputs) -> Array:
 
 def _sigmoid(values: Floats) -> Floats:
     """onnxruntime's own polynomial: the table is part of the runtime, not of the integer arithmetic."""
-    from fxcompress.runtime.single import run_operator
-
     [result] = run_operator("Sigmoid", [values])
     return result
 
@@ -118,7 +118,7 @@ def qlinear_where(node: Node, inputs: Inputs) -> Array:
 
 
 def qlinear_softmax(node: Node, inputs: Inputs) -> Array:
-    """``y = rne(e · floor(1 / s_y) / Σ e) + z_y`` with ``e`` from a float32 table aligned to the largest input."""
+    """``y = rne(e · floor(1 / s_y) / Σ e) + z_y``, ``e`` from a table aligned to the largest input."""
     axis = int(node.attributes.get("axis", -1 if node.attributes["opset"] >= 13 else 1))
     x = present(inputs, 0)
     order = np.moveaxis(x, axis, -1) if node.attributes["opset"] >= 13 else x.reshape(*x.shape[:axis], -1)
@@ -136,7 +136,7 @@ def qlinear_softmax(node: Node, inputs: Inputs) -> Array:
 
 
 def _exponentials(step: float, count: int) -> Floats:
-    """``exp((i − 255 + shift) · step)`` for i in 0…255; the shift keeps the sum of ``count`` of them finite."""
+    """``exp((i − 255 + shift) · step)``, i = 0…255; the shift keeps the sum of ``count`` of them finite."""
     largest = np.log(np.finfo(np.float32).max / np.float32(count))  # float32, as in the kernel
     shift = max(0.0, float(largest) - 5) / step
     return np.array([math.exp((i - 255 + shift) * step) for i in range(256)], np.float64).astype(np.float32)

@@ -1,16 +1,25 @@
 """Poolings.
 
-    QLinearGlobalAveragePool   y = requantize(Σ (x − z_x), s_x / (s_y · n))
-    QLinearAveragePool         the same where one window is the whole image; else in float32:
-                               y = clamp(rne(f32(Σ s_x (x − z_x) / n) / s_y + z_y)), summed place by place
-    MaxPool                    the largest integer
+QLinearGlobalAveragePool   y = requantize(Σ (x − z_x), s_x / (s_y · n))
+QLinearAveragePool         the same where one window is the whole image; else in float32:
+                           y = clamp(rne(f32(Σ s_x (x − z_x) / n) / s_y + z_y)), summed place by place
+MaxPool                    the largest integer
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fxcompress.runtime.arithmetic import Inputs, centred, dequantized, present, requantized, rounded, scale, zero
+from fxcompress.runtime.arithmetic import (
+    Inputs,
+    centred,
+    dequantized,
+    present,
+    requantized,
+    rounded,
+    scale,
+    zero,
+)
 from fxcompress.runtime.graphs import Array, Node
 from fxcompress.runtime.windows import Windows
 

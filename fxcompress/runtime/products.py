@@ -94,4 +94,5 @@ def matmul_integer_to_float(node: Node, inputs: Inputs) -> Array:
 
 def _product(inputs: Inputs, left: tuple[int, int], right: tuple[int, int]) -> Doubles:
     a = centred(present(inputs, left[0]), zero(inputs, left[1]))
-    return np.matmul(a, centred(present(inputs, right[0]), _zeros(inputs, right[1])))
+    result: Doubles = np.matmul(a, centred(present(inputs, right[0]), _zeros(inputs, right[1])))
+    return result

@@ -16,11 +16,16 @@ _IR_VERSION = 10
 def run_operator(op: str, inputs: Sequence[Array], opset: int = 18) -> list[Array]:
     """A standard operator without attributes on ``inputs``."""
     names = [f"i{i}" for i in range(len(inputs))]
-    return run_node(helper.make_node(op, names, ["o"]), dict(zip(names, inputs, strict=True)), {}, {"": opset})
+    return run_node(
+        helper.make_node(op, names, ["o"]), dict(zip(names, inputs, strict=True)), {}, {"": opset}
+    )
 
 
 def run_node(
-    proto: onnx.NodeProto, values: Mapping[str, Array], constants: Mapping[str, Array], opsets: Mapping[str, int]
+    proto: onnx.NodeProto,
+    values: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    opsets: Mapping[str, int],
 ) -> list[Array]:
     """The outputs of one node; ``constants`` are those of its inputs that kernels may want to know early."""
     given = {name: values[name] for name in proto.input if name and name not in constants}

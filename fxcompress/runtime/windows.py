@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from fxcompress.runtime.graphs import Array, Node
 
@@ -46,10 +47,10 @@ class Windows:
     def taps(self, padded: Array) -> Iterator[Array]:
         """For each place of the window, in row-major order, what all windows see there."""
         for place in product(*map(range, self.size)):
-            cuts = [
+            cuts: tuple[Any, ...] = tuple(
                 slice(p * d, p * d + (n - 1) * s + 1, s)
                 for p, d, s, n in zip(place, self.dilations, self.strides, self.positions, strict=True)
-            ]
+            )
             yield padded[(..., *cuts)]
 
 
@@ -64,5 +65,7 @@ def _declared(
             small, large = total // 2, total - total // 2
             pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
         return pads
-    flat = list(node.attributes.get("pads", (0,) * 2 * len(reach))) if auto == "NOTSET" else [0] * 2 * len(reach)
+    flat = (
+        list(node.attributes.get("pads", (0,) * 2 * len(reach))) if auto == "NOTSET" else [0] * 2 * len(reach)
+    )
     return list(zip(flat[: len(reach)], flat[len(reach) :], strict=True))

@@ -35,7 +35,9 @@ class Builder:
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, domain: str = "", **attributes: Any) -> str:
+    def op(
+        self, kind: str, *inputs: str, name: str = "", outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> str:
         """A node; with several outputs the name of the first."""
         made = [f"v{len(self.nodes)}" + (f".{i}" if i else "") for i in range(outputs)]
         name = name or f"{kind.lower()}{len(self.nodes)}"
@@ -48,27 +50,37 @@ class Builder:
 
     def dq(self, value: str, scale: float = 0.02, zero: int = 128, dtype: Any = np.uint8) -> str:
         """DequantizeLinear."""
-        return self.op("DequantizeLinear", value, self.constant(np.float32(scale)), self.constant(dtype(zero)))
+        return self.op(
+            "DequantizeLinear", value, self.constant(np.float32(scale)), self.constant(dtype(zero))
+        )
 
     def qdq(self, value: str, scale: float = 0.02, zero: int = 128, dtype: Any = np.uint8) -> str:
         """A quantizer: QuantizeLinear and DequantizeLinear."""
         return self.dq(self.q(value, scale, zero, dtype), scale, zero, dtype)
 
-    def weight(self, shape: Sequence[int], name: str = "layer", axis: int = 0, scale: float = 0.01) -> tuple[str, Array]:
+    def weight(
+        self, shape: Sequence[int], name: str = "layer", axis: int = 0, scale: float = 0.01
+    ) -> tuple[str, Array]:
         """A dequantized int8 weight with one scale for each channel of ``axis``, and the scales."""
         scales = (self.random.uniform(0.5, 1.5, shape[axis]) * scale).astype(np.float32)
-        stored = self.constant(self.random.integers(-127, 128, shape).astype(np.int8), f"{name}.weight_quantized")
+        stored = self.constant(
+            self.random.integers(-127, 128, shape).astype(np.int8), f"{name}.weight_quantized"
+        )
         zeros = self.constant(np.zeros(shape[axis], np.int8))
         return self.op("DequantizeLinear", stored, self.constant(scales), zeros, axis=axis), scales
 
     def bias(self, weight_scales: Array, input_scale: float = 0.02, name: str = "layer") -> str:
         """A dequantized int32 bias at scale ``s_x · s_w``."""
         scales = np.float32(input_scale) * weight_scales
-        stored = self.constant(self.random.integers(-3000, 3000, scales.shape).astype(np.int32), f"{name}.bias_quantized")
+        stored = self.constant(
+            self.random.integers(-3000, 3000, scales.shape).astype(np.int32), f"{name}.bias_quantized"
+        )
         zeros = self.constant(np.zeros(scales.shape, np.int32))
         return self.op("DequantizeLinear", stored, self.constant(scales), zeros, axis=0)
 
-    def conv(self, value: str, channels: Sequence[int], name: str = "layer", size: int = 3, **attributes: Any) -> str:
+    def conv(
+        self, value: str, channels: Sequence[int], name: str = "layer", size: int = 3, **attributes: Any
+    ) -> str:
         """A convolution of dequantized values ``in -> out`` channels with int8 weights and an int32 bias."""
         weight, scales = self.weight([channels[1], channels[0], size, size], name)
         return self.op("Conv", value, weight, self.bias(scales, name=name), name=name, **attributes)
