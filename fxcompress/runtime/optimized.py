@@ -102,5 +102,5 @@ def open_session(
     except Exception as error:
         raise ExportError(
             f"onnxruntime cannot run {name}: {type(error).__name__}: {first_line(error)[:300]}\n"
-            "Export with opset 18 to 21 and standard operators."
+            "Use standard operators of opset 18 to 21, and one scale for each quantized tensor that is no weight."
         ) from error

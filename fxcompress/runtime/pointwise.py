@@ -118,7 +118,10 @@ def qlinear_where(node: Node, inputs: Inputs) -> Array:
 
 
 def qlinear_softmax(node: Node, inputs: Inputs) -> Array:
-    """``y = rne(e · floor(1 / s_y) / Σ e) + z_y``, ``e`` from a table aligned to the largest input."""
+    """``y = rne(e · floor(1 / s_y) / Σ e) + z_y``, ``e`` from a table aligned to the largest input.
+
+    The runtime overflows, and gives garbage, where ``1 / s_y`` exceeds ``e⁵`` times the length of the axis.
+    """
     axis = int(node.attributes.get("axis", -1 if node.attributes["opset"] >= 13 else 1))
     x = present(inputs, 0)
     order = np.moveaxis(x, axis, -1) if node.attributes["opset"] >= 13 else x.reshape(*x.shape[:axis], -1)

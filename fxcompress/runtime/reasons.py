@@ -237,14 +237,18 @@ def _width(site: Site) -> Reason | None:
     return None
 
 
-def _mixed(site: Site) -> Reason | None:
-    activations = [q for i in _operands(site.node) if (q := site.before(i)) is not None and not q.constant]
-    kinds = sorted({q.dtype.name for q in (*activations, *site.behind)})
-    if len(kinds) > 1:
-        return Reason(
-            f"its activations are quantized as {' and '.join(kinds)}", "use unsigned 8 bits for all"
-        )
-    return None
+def _signed(site: Site) -> Reason | None:
+    """On x86-64 signed activations become unsigned, but neither where several read them nor as constants."""
+    weights = site.node.op in ("Conv", "Gemm", "MatMul")
+    operands = [q for i in _operands(site.node) if (q := site.before(i)) is not None]
+    around = [*(q for q in operands if not (weights and q.constant)), *site.behind]
+    kinds = sorted({q.dtype.name for q in around})
+    if kinds == ["uint8"]:
+        return None
+    return Reason(
+        f"it is quantized as {' and '.join(kinds)}, which onnxruntime does not turn into unsigned here",
+        "use unsigned 8 bits for everything but weights, constants included",
+    )
 
 
 def _same_scale(site: Site) -> Reason | None:
@@ -305,8 +309,8 @@ CHECKS: tuple[Callable[[Site], Reason | None], ...] = (
     _width,
     _bias,
     _behind,
-    _mixed,
     _same_scale,
     _merged_bias,
+    _signed,
 )
 """In this order: the first that speaks is the reason."""

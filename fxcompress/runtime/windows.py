@@ -14,15 +14,13 @@ from fxcompress.runtime.graphs import Array, Node
 class Windows:
     """One entry for each spatial axis. ``pads`` are (before, after); ``positions`` counts the windows.
 
-    With ``ceil_mode`` the last window may reach beyond the padding: ``pads`` hold those places as well, and
-    ``declared`` only the padding of the attribute.
+    With ``ceil_mode`` the last window may reach beyond the padding; ``pads`` hold those places as well.
     """
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
-    declared: tuple[tuple[int, int], ...]
     positions: tuple[int, ...]
 
     @staticmethod
@@ -32,17 +30,18 @@ class Windows:
         strides = tuple(node.attributes.get("strides", (1,) * rank))
         dilations = tuple(node.attributes.get("dilations", (1,) * rank))
         reach = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
-        declared = _declared(node, spatial, reach, strides)
         ceiling = bool(node.attributes.get("ceil_mode", 0))
         pads, positions = [], []
-        for n, r, s, (before, after) in zip(spatial, reach, strides, declared, strict=True):
+        for n, r, s, (before, after) in zip(
+            spatial, reach, strides, _declared(node, spatial, reach, strides), strict=True
+        ):
             room = n + before + after - r
             count = (-(-room // s) if ceiling else room // s) + 1
             if ceiling and (count - 1) * s >= n + before:
                 count -= 1  # a window that starts in the padding behind is dropped
             pads.append((before, max(after, (count - 1) * s + r - n - before)))
             positions.append(count)
-        return Windows(tuple(size), strides, dilations, tuple(pads), tuple(declared), tuple(positions))
+        return Windows(tuple(size), strides, dilations, tuple(pads), tuple(positions))
 
     def taps(self, padded: Array) -> Iterator[Array]:
         """For each place of the window, in row-major order, what all windows see there."""

@@ -25,8 +25,9 @@ class Builder:
         self.inputs: list[onnx.ValueInfoProto] = []
 
     def input(self, shape: Shape, name: str = "x") -> str:
-        """A float graph input."""
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        """A float graph input, declared once."""
+        if name not in [value.name for value in self.inputs]:
+            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
     def constant(self, value: Any, name: str = "") -> str:
