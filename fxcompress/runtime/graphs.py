@@ -21,9 +21,7 @@ from onnx import numpy_helper
 
 Array = npt.NDArray[Any]
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_TENSOR_OF_LAYER = re.compile(
-    r"^(?P<layer>.+)\.(?:weight|bias)(?:[_.](?:q|int8|int32|quantized|DequantizeLinear).*)?$"
-)
+_TENSOR_OF_LAYER = re.compile(r"^(?P<layer>.+)\.(?:weight|bias)(?:[_.].*)?$")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,10 @@ from fxcompress.runtime.graphs import Node, layer_of
 from fxcompress.runtime.integer import KERNELS, MOVERS, QUANTIZERS
 from fxcompress.runtime.optimized import Optimized, optimize
 from fxcompress.runtime.quantizers import ACTIVATIONS
-from fxcompress.runtime.reasons import Reason, explain, requantization, wrong_axis
+from fxcompress.runtime.reasons import Reason, explain, misread, requantization
 
 _SHAPES = ("Shape", "Size")
+_WITH_BIAS = ("QGemm", "MatMulIntegerToFloat")
 _VANISHING = MOVERS | {"Cast", "Dropout"}
 
 
@@ -91,7 +92,7 @@ def lint(file: str | os.PathLike[str] | Optimized) -> Lint:
         if node.name not in fates.carriers:
             continue
         kernel, integer = fates.of(node)
-        reason = wrong_axis(node, source) if integer else explain(node, source)
+        reason = misread(node, source) if integer else explain(node, source)
         operators.append(Operator(layer_of(node, source), node.name, node.op, kernel, reason))
     return Lint(optimized.path, tuple(operators))
 
@@ -126,7 +127,7 @@ class _Fates:
         if node.op in ACTIVATIONS:
             return True
         made = self._made.get(before.name)
-        return node.op == "Add" and made is not None and len(made.inputs) > 6
+        return node.op == "Add" and made is not None and made.op in _WITH_BIAS and made.given(6) is not None
 
     def requantizes(self, node: Node) -> bool:
         """Whether a QuantizeLinear of the file and of the optimized graph reads a DequantizeLinear."""

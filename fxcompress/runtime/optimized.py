@@ -36,7 +36,7 @@ class Optimized:
     def origin(self, node: Node) -> Node | None:
         """The operator of the file that ``node`` of the optimized graph was made of."""
         names = self.source.by_name
-        return names.get(node.name) or names.get(node.name.partition("/")[0])
+        return names.get(node.name) or names.get(node.name.rpartition("/")[0])
 
     def layer(self, node: Node) -> str:
         """What a person calls ``node`` of the optimized graph."""
@@ -102,5 +102,5 @@ def open_session(
     except Exception as error:
         raise ExportError(
             f"onnxruntime cannot run {name}: {type(error).__name__}: {first_line(error)[:300]}\n"
-            "Use standard operators of opset 18 to 21, and one scale for each quantized tensor that is no weight."
+            "Use standard operators of opset 18 to 21; only weights may have a scale for each channel."
         ) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcompress.runtime.graphs import Graph, Node, layer_of
-from fxcompress.runtime.quantizers import ACTIVATIONS, Site, read_quantizer
+from fxcompress.runtime.quantizers import ACTIVATIONS, Quantizer, Site, read_quantizer
 
 QUANTIZED_OUTPUT = frozenset(
     (
@@ -166,6 +166,13 @@ def _operands(node: Node) -> tuple[int, ...]:
     return (0,)
 
 
+def _activations(site: Site) -> list[Quantizer]:
+    """The quantizers around the operator that are not those of a weight."""
+    weights = site.node.op in ("Conv", "Gemm", "MatMul")
+    operands = [q for i in _operands(site.node) if (q := site.before(i)) is not None]
+    return [*(q for q in operands if not (weights and q.constant)), *site.behind]
+
+
 def _float_operand(site: Site) -> Reason | None:
     wrong = [i for i in _operands(site.node) if site.before(i) is None]
     if not wrong:
@@ -239,10 +246,7 @@ def _width(site: Site) -> Reason | None:
 
 def _signed(site: Site) -> Reason | None:
     """On x86-64 signed activations become unsigned, but neither where several read them nor as constants."""
-    weights = site.node.op in ("Conv", "Gemm", "MatMul")
-    operands = [q for i in _operands(site.node) if (q := site.before(i)) is not None]
-    around = [*(q for q in operands if not (weights and q.constant)), *site.behind]
-    kinds = sorted({q.dtype.name for q in around})
+    kinds = sorted({q.dtype.name for q in _activations(site)})
     if kinds == ["uint8"]:
         return None
     return Reason(
@@ -274,24 +278,34 @@ def _merged_bias(site: Site) -> Reason | None:
     )
 
 
-def wrong_axis(node: Node, graph: Graph) -> Reason | None:
-    """Whether a weight has its scales along an axis for which the integer kernel does not expect them."""
-    weight = Site(node, graph).before(1)
-    if (
-        node.op not in ("Conv", "Gemm", "MatMul")
-        or weight is None
-        or not weight.constant
-        or weight.scale is None
-    ):
+def misread(node: Node, graph: Graph) -> Reason | None:
+    """Whether a fused operator has scales that its integer kernel does not read as the file means them."""
+    site = Site(node, graph)
+    reason = _scale_of_activations(site)
+    weight = site.before(1)
+    if reason or node.op not in ("Conv", "Gemm", "MatMul") or weight is None or weight.scale is None:
+        return reason
+    if not weight.constant or weight.scale.size == 1:
         return None
     stored = graph.constants[graph.producers[node.inputs[1]].inputs[0]]
     expected = 0 if node.op == "Conv" or node.attributes.get("transB") else stored.ndim - 1
-    if weight.scale.size == 1 or weight.axis % stored.ndim == expected:
+    if weight.axis % stored.ndim == expected and (node.op != "MatMul" or stored.ndim == 2):
         return None
     return Reason(
-        f"its weight has one scale for each place of axis {weight.axis}; the integer kernel reads them along "
-        f"axis {expected} and gives wrong numbers or fails",
-        f"quantize the weight along axis {expected} (output channels)",
+        f"its weight has one scale for each place of axis {weight.axis} of {stored.ndim}; the integer kernel "
+        f"reads them along axis {expected} and gives wrong numbers or fails",
+        f"quantize the weight along axis {expected} (output channels)"
+        if stored.ndim == 2 or node.op == "Conv"
+        else "use one scale for the weight",
+    )
+
+
+def _scale_of_activations(site: Site) -> Reason | None:
+    if all(q.scale is not None and q.scale.size == 1 for q in _activations(site)):
+        return None
+    return Reason(
+        "a quantizer beside it has several scales, or one that is computed; integer kernels fail on it",
+        "use one constant scale for everything but weights",
     )
 
 
@@ -312,5 +326,6 @@ CHECKS: tuple[Callable[[Site], Reason | None], ...] = (
     _same_scale,
     _merged_bias,
     _signed,
+    _scale_of_activations,
 )
 """In this order: the first that speaks is the reason."""

@@ -189,6 +189,16 @@ def _moved(op: str, constants: Sequence[Any], **attributes: Any) -> Make:
         ("Reshape", _moved("Reshape", [np.array([0, -1])])),
         ("Slice", _moved("Slice", [np.array([1]), np.array([3]), np.array([2])])),
         ("Resize", _moved("Resize", [None, np.array([1, 1, 2, 2], np.float32)], mode="nearest")),
+        (
+            "Resize",
+            _moved(
+                "Resize",
+                [None, None, np.array([2, 3, 7, 9])],
+                mode="nearest",
+                nearest_mode="floor",
+                coordinate_transformation_mode="asymmetric",
+            ),
+        ),
         ("Gather", _moved("Gather", [np.array([2, 0])], axis=1)),
         ("Unsqueeze", _moved("Unsqueeze", [np.array([0])])),
     ],
@@ -234,6 +244,30 @@ def test_products_of_two_activations(leave: bool, tmp_path: Path) -> None:
         return made if leave else build.qdq(made, *random_steps(build))
 
     check(make, "MatMulIntegerToFloat" if leave else "QLinearMatMul", tmp_path)
+
+
+@needs_vnni
+def test_a_product_with_a_float_bias(tmp_path: Path) -> None:
+    def make(build: Builder) -> str:
+        steps = random_steps(build)
+        scale, zero = build.constant(np.float32(steps[0])), build.constant(np.uint8(steps[1]))
+        weight = build.constant(build.random.integers(-127, 128, (64, 48)).astype(np.int8))
+        scales = build.constant(build.random.uniform(0.001, 0.01, 48).astype(np.float32))
+        bias = build.constant(build.random.standard_normal(48).astype(np.float32))
+        inputs = (build.q(build.input(("n", 17, 64)), *steps), weight, scale, scales, zero, "", bias)
+        return build.op("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
+
+    check(make, "MatMulIntegerToFloat", tmp_path)
+
+
+@needs_vnni
+def test_unsigned_weights_with_a_zero_point(tmp_path: Path) -> None:
+    def make(build: Builder) -> str:
+        stored = build.constant(build.random.integers(0, 256, (8, 4, 3, 3)).astype(np.uint8))
+        value = build.op("Conv", quantized(build, (2, 4, 9, 9)), build.dq(stored, 0.01, 117))
+        return build.qdq(value, *random_steps(build))
+
+    check(make, "QLinearConv", tmp_path)
 
 
 def test_concatenations_and_choices(tmp_path: Path) -> None:

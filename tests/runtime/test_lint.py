@@ -116,6 +116,16 @@ def wrong_gemm_axis(build: Builder) -> str:
     return build.op("Gemm", value, build.weight([8, 8], axis=1)[0], transB=1)
 
 
+def many_scales(build: Builder, *, behind: bool) -> str:
+    scales, zeros = build.constant(np.full(4, 0.1, np.float32)), build.constant(np.zeros(4, np.uint8))
+
+    def many(value: str) -> str:
+        stored = build.op("QuantizeLinear", value, scales, zeros, axis=1)
+        return build.op("DequantizeLinear", stored, scales, zeros, axis=1)
+
+    return many(conv(build)) if behind else build.qdq(build.conv(many(build.input(IMAGE)), [4, 4]))
+
+
 def resized(build: Builder, mode: str) -> str:
     value = build.qdq(build.input((1, 4, 8, 8)))
     sizes = build.constant(np.array([1, 1, 2, 2], np.float32))
@@ -127,6 +137,24 @@ def unary(op: str, scale: float = 0.02, **attributes: Any) -> Make:
 
 
 REASONS: dict[str, tuple[Make, str, str, str]] = {
+    "scales behind": (
+        lambda b: many_scales(b, behind=True),
+        "layer",
+        "has several scales",
+        "one constant scale",
+    ),
+    "scales in front": (
+        lambda b: many_scales(b, behind=False),
+        "layer",
+        "has several scales",
+        "one constant",
+    ),
+    "batched weight": (
+        lambda b: b.op("MatMul", b.qdq(b.input((2, 5, 8))), b.weight([2, 8, 4], axis=2)[0]),
+        "layer",
+        "axis 2 of 3; the integer kernel",
+        "one scale for the weight",
+    ),
     # graph, layer, reason, remedy
     "nothing behind Conv": (
         conv,
@@ -247,7 +275,7 @@ REASONS: dict[str, tuple[Make, str, str, str]] = {
     "MatMul weight axis": (
         lambda b: matmul(b, "n", 0, bias=False),
         "layer",
-        "one scale for each place of axis 0; the integer kernel reads them along axis 1",
+        "one scale for each place of axis 0 of 2; the integer kernel reads them along axis 1",
         "axis 1",
     ),
     "Resize": (

@@ -89,7 +89,7 @@ def test_one_wrong_element_of_an_integer_graph_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, inputs = add_graph(tmp_path, island=False)
-    monkeypatch.setitem(integer.KERNELS, "QLinearAdd", off_by(1, 1))  # type: ignore[arg-type]
+    monkeypatch.setitem(integer.KERNELS, "QLinearAdd", off_by(1, 1))
     message = (
         r"m.onnx: layer1.add \(QLinearAdd\): 1 of 20000 values of 'v\d' differ, by up to 1 steps; 1 more; "
     )
@@ -102,7 +102,7 @@ def test_around_a_float_operator_one_step_on_one_element_of_ten_thousand_is_allo
     steps: int, elements: int, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, inputs = add_graph(tmp_path, island=True)
-    monkeypatch.setitem(integer.KERNELS, "QLinearAdd", off_by(steps, elements))  # type: ignore[arg-type]
+    monkeypatch.setitem(integer.KERNELS, "QLinearAdd", off_by(steps, elements))
     if allowed:
         parity = compare(path, inputs)
         assert parity.mismatches == elements
