@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto
 
 from fxcompress.runtime.graphs import Node, layer_of
 from fxcompress.runtime.integer import KERNELS, MOVERS, QUANTIZERS
@@ -24,6 +23,7 @@ from fxcompress.runtime.quantizers import ACTIVATIONS
 from fxcompress.runtime.reasons import Reason, explain, misread, requantization
 
 _SHAPES = ("Shape", "Size")
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _WITH_BIAS = ("QGemm", "MatMulIntegerToFloat")
 _VANISHING = MOVERS | {"Cast", "Dropout"}
 
@@ -148,18 +148,16 @@ def _carriers(optimized: Optimized) -> Iterator[str]:
         if node.op in _SHAPES or not reached.intersection(node.inputs):
             continue
         reached.update(node.outputs)
-        floats = any(
-            np.issubdtype(kinds.get(value, np.float32), np.floating) for value in node.outputs if value
-        )
+        floats = any(kinds.get(value, TensorProto.FLOAT) in _FLOATS for value in node.outputs if value)
         if floats and node.op not in QUANTIZERS:
             yield node.name
 
 
-def _element_types(model: onnx.ModelProto) -> dict[str, np.dtype[np.generic]]:
-    """What shape inference knows."""
+def _element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """What shape inference knows, as ``TensorProto.DataType``."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {
-        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        value.name: value.type.tensor_type.elem_type
         for value in (*inferred.value_info, *inferred.output)
         if value.type.tensor_type.elem_type
     }
@@ -167,7 +165,7 @@ def _element_types(model: onnx.ModelProto) -> dict[str, np.dtype[np.generic]]:
 
 def _integer_values(optimized: Optimized) -> frozenset[str]:
     """The values of the optimized graph that are quantized."""
-    kinds = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    kinds = (TensorProto.UINT8, TensorProto.INT8)
     found = {v.name for v in optimized.model.graph.input if v.type.tensor_type.elem_type in kinds}
     for node in optimized.graph.nodes:
         leaves = node.op == "MatMulIntegerToFloat" or (node.op == "QGemm" and node.given(7) is None)

@@ -75,6 +75,23 @@ class Encoder(nn.Module):
         return x + self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
 
 
+def exported(model: nn.Module, example: Tensor, path: Path, opset: int = 18) -> Path:
+    """``model`` as torch writes it, with an open batch."""
+    with _quiet():
+        dynamic = ({0: torch.export.Dim("batch")},)
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            input_names=["x"],
+        )
+    assert program is not None
+    program.save(str(path))
+    return path
+
+
 def quantized(model: nn.Module, example: Tensor, path: Path, seed: int = 0) -> Path:
     """Export, fold, quantize on three random batches and write ``model`` to ``path``."""
     from onnxruntime.quantization import (  # type: ignore[import-untyped]
@@ -91,14 +108,9 @@ def quantized(model: nn.Module, example: Tensor, path: Path, seed: int = 0) -> P
         randomized(model).eval()
     batches = [{"x": _batch(example.shape, seed + i)} for i in range(3)]
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        exported, folded = Path(folder) / "float.onnx", Path(folder) / "folded.onnx"
-        dynamic = ({0: torch.export.Dim("batch")},)
-        program = torch.onnx.export(
-            model, (example,), dynamo=True, opset_version=18, dynamic_shapes=dynamic, input_names=["x"]
-        )
-        assert program is not None
-        program.save(str(exported))
-        quant_pre_process(str(exported), str(folded), skip_symbolic_shape=True)
+        floats, folded = Path(folder) / "float.onnx", Path(folder) / "folded.onnx"
+        exported(model, example, floats)
+        quant_pre_process(str(floats), str(folded), skip_symbolic_shape=True)
         proto = onnx.load(str(folded))
         _pool_means(proto)
         quantize_static(

@@ -18,7 +18,8 @@ from fxcompress.runtime.lint import lint
 from fxcompress.runtime.parity import compare
 from tests.export.models import vision_model
 from tests.runtime.building import Builder
-from tests.runtime.networks import Convolutions, Encoder, feeds, needs_vnni, quantized
+from tests.runtime.decomposed import Decomposed
+from tests.runtime.networks import Convolutions, Encoder, exported, feeds, needs_vnni, quantized
 
 SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8)]
 
@@ -48,6 +49,23 @@ def test_integer_kernels_around_float_islands_are_equal(seed: int, tmp_path: Pat
     assert not parity.all_integer
     assert parity.mismatches == 0
     assert {node.kernel for node in parity.nodes} >= {"QLinearMatMul", "QLinearSoftmax", "QLinearAdd"}
+
+
+@needs_vnni
+@pytest.mark.parametrize("opset", [18, 21])
+def test_a_converted_model_is_equal_bit_by_bit(opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.zeros(2, 3, 16, 16)
+    path = exported(Decomposed(), example, tmp_path / "m.onnx", opset)
+    found = lint(path)
+    assert found.all_integer
+    layers = [operator.layer for operator in found.operators]
+    assert (layers[0], layers[2]) == ("stem", "blocks.0")
+    assert {operator.kernel for operator in found.operators} == {"QLinearConv", "QLinearAdd"}
+    parity = compare(path, feeds(example, 0))
+    assert parity.all_integer
+    assert parity.mismatches == 0
+    assert [(output.elements, output.mismatches) for output in parity.outputs] == [(3 * 8 * 16 * 16, 0)]
 
 
 @needs_vnni
