@@ -45,19 +45,9 @@ QUANTIZERS: Mapping[str, Kernel] = {
 }
 
 MOVERS = frozenset(
-    ("Expand", "Flatten", "Gather", "GatherElements", "Identity", "Reshape", "Resize", "Slice", "Split")
-    + (
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "ArgMax",
-        "Clip",
-        "Concat",
-        "MaxPool",
-        "ReduceMax",
-        "ReduceMin",
-    )
+    ("ArgMax", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool")
+    + ("ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose")
+    + ("Unsqueeze",)
 )
 """Standard operators without arithmetic: on integers as on floats they hand on what they get."""
 
@@ -98,7 +88,7 @@ class Interpreter:
         if node.op in KERNELS or node.op in QUANTIZERS:
             kernel = KERNELS.get(node.op) or QUANTIZERS[node.op]
             return {names[0]: kernel(node, inputs)}
-        if node.op == "MaxPool" and present(inputs, 0).dtype in _BYTES:
+        if node.op == "MaxPool" and len(names) == 1 and present(inputs, 0).dtype in _BYTES:
             return {names[0]: pooling.max_pool(node, inputs)}
         if has_reference(node, inputs):
             return dict(zip(names, movement.moved(node, inputs, self.graph.opsets[""]), strict=True))

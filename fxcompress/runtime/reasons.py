@@ -15,34 +15,14 @@ from fxcompress.runtime.graphs import Graph, Node, layer_of
 from fxcompress.runtime.quantizers import ACTIVATIONS, Quantizer, Site, read_quantizer
 
 QUANTIZED_OUTPUT = frozenset(
-    (
-        "Add",
-        "AveragePool",
-        "Concat",
-        "Conv",
-        "GlobalAveragePool",
-        "LeakyRelu",
-        "Mul",
-        "Sigmoid",
-        "Softmax",
-        "Where",
-    )
+    ("Add", "AveragePool", "Concat", "Conv", "GlobalAveragePool")
+    + ("LeakyRelu", "Mul", "Sigmoid", "Softmax", "Where")
 )
 """Operators that need quantizers in front and behind, with any scales."""
 
 SAME_SCALE = frozenset(
-    (
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "MaxPool",
-        "ReduceMax",
-        "ReduceMin",
-        "Reshape",
-        "Resize",
-    )
-    + ("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+    ("Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax", "ReduceMin", "Reshape")
+    + ("Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )
 """Operators that hand integers on: the quantizers in front and behind have to be equal."""
 
@@ -119,7 +99,7 @@ def _activation(site: Site) -> Reason | None:
 
 def _folds(site: Site) -> Reason | None:
     """Whether the quantizer behind a Relu or Clip cuts where it cuts."""
-    reason = _behind(site)
+    reason = _behind(site) or _width(site)
     if reason is not None:
         return reason
     [quantizer] = site.behind

@@ -148,7 +148,8 @@ def _pool_means(model: onnx.ModelProto) -> None:
     """ReduceMean over both spatial axes, the exporter's form of a global pooling, as GlobalAveragePool."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "ReduceMean" and sorted(constants[node.input[1]] % 4) == [2, 3]:
+        kept = any(attribute.name == "keepdims" and attribute.i == 1 for attribute in node.attribute)
+        if node.op_type == "ReduceMean" and kept and sorted(constants[node.input[1]] % 4) == [2, 3]:
             pool = helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name)
             node.CopyFrom(pool)
 

@@ -136,7 +136,13 @@ def unary(op: str, scale: float = 0.02, **attributes: Any) -> Make:
     return lambda b: b.qdq(b.op(op, image(b), name="layer", **attributes), scale)
 
 
+def four_bits_behind(build: Builder) -> str:
+    zero = build.constant(np.zeros((), ml_dtypes.uint4))
+    return build.op("QuantizeLinear", build.op("Relu", conv(build)), build.constant(np.float32(0.1)), zero)
+
+
 REASONS: dict[str, tuple[Make, str, str, str]] = {
+    "4 bits behind Relu": (four_bits_behind, "layer", "it is quantized to uint4", "use 8 bits"),
     "scales behind": (
         lambda b: many_scales(b, behind=True),
         "layer",
