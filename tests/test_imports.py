@@ -21,7 +21,7 @@ LAYERS = (
     ("config",),
     ("training",),
     ("pruning", "quantization"),
-    ("export", "report"),
+    ("export", "report", "runtime"),
     ("compiler",),
     ("budget", "callbacks", "sensitivity"),
     ("demo", "demo_result"),

@@ -1,0 +1,1 @@
+"""A quantized ONNX file as onnxruntime sees it: ``optimized``, ``lint``, ``integer``, ``parity``."""
