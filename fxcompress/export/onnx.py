@@ -26,10 +26,14 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, ExportError, first_line
 from fxcompress.export.files import replacing
-from fxcompress.export.parity import Parity, open_session, with_more_rows
+from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
 from fxcompress.export.translations import translations_for
 from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
+from fxcompress.passes.convert import convert
+from fxcompress.passes.insert_fake_quant import quantizers
+from fxcompress.runtime.lint import Lint, lint
+from fxcompress.runtime.parity import RuntimeParity, compare
 
 _NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
 _SINGLE_FILE_LIMIT = 1_900_000_000
@@ -41,7 +45,10 @@ class OnnxReport:
     """What was written.
 
     ``max_relative_difference`` is ``max |onnx − module| / max |module|``, the largest over all outputs and
-    over the ``batches`` compared; ``None`` without verification.
+    over the ``batches`` compared; ``None`` without verification. Of a quantized module it is no bound but a
+    figure: that a value falls on the other side of a step somewhere is seen in all that follows. There
+    ``lint`` says which operators run on integers, and ``parity`` that the runtime's integers are the right
+    ones.
     """
 
     path: Path
@@ -51,6 +58,8 @@ class OnnxReport:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batch_is_dynamic: bool
+    lint: Lint | None = None
+    parity: RuntimeParity | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ def export_onnx(
 ) -> OnnxReport:
     """Write ``module`` (compiled or any other) in eval mode to ``path``.
 
+    A quantized module is written with the integers that it simulates (``passes.convert``).
+
     Args:
         module: left as it is, its mode included.
         path: replaced only when everything succeeded. Above 1.9 GB the weights go to ``<path>.data``.
@@ -81,17 +92,23 @@ def export_onnx(
         opset_version: of the file.
         verify: compare with onnxruntime on the example inputs and, with a dynamic batch, on one more row.
             float32 outputs may differ by 1e-4 of their largest magnitude, float64 1e-6, float16 1e-2,
-            bfloat16 5e-2, integers not at all.
+            bfloat16 5e-2, integers not at all. Of a quantized module every integer kernel is compared with
+            exact arithmetic (``runtime.parity``).
         dynamic_batch: leave the first dimension of the inputs open where the model allows it.
 
     Raises:
         ExportError: names the operator that has no ONNX form, or the output that disagrees with its figures.
+        PassError: if a quantizer of the module has seen no values yet.
     """
     inputs = _inputs_of(module, example_inputs)
+    simulated = module
+    is_quantized = False
+    if isinstance(module, CompiledModule) and quantizers(module):
+        module, is_quantized = convert(module), True
     options = _Options(opset_version, input_names, output_names)
     dynamic = dynamic_batch and not (isinstance(module, CompiledModule) and not module.batch_is_dynamic)
     final = Path(path)
-    with eval_mode(module), torch.no_grad(), replacing(final) as temporary:
+    with eval_mode(simulated), eval_mode(module), torch.no_grad(), replacing(final) as temporary:
         with _quiet():
             _check_runs(module, inputs)
             exported = _export(module, inputs, dynamic)
@@ -103,12 +120,18 @@ def export_onnx(
         open_rows = [i for i, value in enumerate(graph.inputs) if _is_open(value)]
         difference: float | None = None
         batches: tuple[int, ...] = ()
-        if verify:
-            difference, batches = _verify(
-                Parity(module, open_session(temporary), returned, temporary.name), ordered, open_rows
-            )
+        found = lint(temporary) if is_quantized else None
+        runtime: RuntimeParity | None = None
+        if verify and is_quantized:
+            session = open_session(temporary)
+            runtime = compare(temporary, feed(session, ordered))
+            check = Parity(simulated, session, returned, temporary.name, bounded=False)
+            difference, batches = _verify(check, ordered, open_rows)
+        elif verify:
+            check = Parity(module, open_session(temporary), returned, temporary.name)
+            difference, batches = _verify(check, ordered, open_rows)
     names = (tuple(str(v.name) for v in graph.inputs), tuple(str(v.name) for v in graph.outputs))
-    return OnnxReport(final, opset_version, difference, batches, *names, bool(open_rows))
+    return OnnxReport(final, opset_version, difference, batches, *names, bool(open_rows), found, runtime)
 
 
 def _inputs_of(module: nn.Module, example_inputs: Any) -> Inputs:
