@@ -22,6 +22,7 @@ from fxcompress.errors import ExportError, did_you_mean
 from fxcompress.export.values import Json, Reader, Writer, malformed
 from fxcompress.graph.calls import Aten
 from fxcompress.graph.module import Scope
+from fxcompress.numerics.fake_quantize import TENSOR_QUANTIZERS
 
 _PART = re.compile(r"[\w \-+/:@,=<>]+")
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
@@ -62,6 +63,8 @@ def called_modules(graph: fx.Graph) -> dict[str, fx.Node]:
             found.setdefault(str(node.target), node)
         elif node.op == "call_function" and node.target is ops.call and isinstance(node.args[0], fx.Node):
             found.setdefault(str(node.args[0].target), node)
+        elif node.target is ops.fake_quantize:
+            found.setdefault(str(node.all_input_nodes[-1].target), node)
     return found
 
 
@@ -94,6 +97,8 @@ def _alias_call(root: nn.Module, module: nn.Module, called: dict[str, fx.Node]) 
 def _write_module(name: str, module: nn.Module, node: fx.Node | None, notes: list[str]) -> Json:
     if node is not None and (module._forward_hooks or module._forward_pre_hooks):
         _note(notes, f"{name}: forward hooks are not stored")
+    if TENSOR_QUANTIZERS.get(type(module).__name__) is type(module):
+        return {"kind": "quantizer", "class": type(module).__name__, "options": module.options()}
     stored = _write_layer(module)
     if isinstance(stored, dict):
         return stored
@@ -228,6 +233,8 @@ def _read_module(entry: Json, where: str) -> nn.Module:
         return Scope(class_name)
     if kind == "identity":
         return StoredIdentity(class_name)
+    if kind == "quantizer" and class_name in TENSOR_QUANTIZERS:
+        return _read_quantizer(class_name, entry["options"], where)
     if kind != "layer":
         raise malformed(where, kind, None)
     cls = layer_classes().get(class_name)
@@ -244,3 +251,15 @@ def _read_module(entry: Json, where: str) -> nn.Module:
         return _build(cls, arguments)
     except Exception as error:
         raise malformed(where, arguments, error) from error
+
+
+def _read_quantizer(class_name: str, options: Json, where: str) -> nn.Module:
+    """A tensor quantizer; its tensors, whose shapes follow what it has seen, are put in place later."""
+    try:
+        module = TENSOR_QUANTIZERS[class_name].restored(options)
+    except Exception as error:
+        raise malformed(where, options, error) from error
+    tables: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+    for table in tables:
+        table.update(dict.fromkeys(table))
+    return module

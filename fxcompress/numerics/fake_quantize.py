@@ -7,17 +7,50 @@ The kernels are ``torch.fake_quantize_*``; scale and zero point come from ``Grid
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.numerics.grid import Grid
-from fxcompress.numerics.observers import LastObserver, Observer, State
+from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State
 
 
-class FakeQuantize(nn.Module):
+class TensorQuantizer(nn.Module, ABC):
+    """The module of a fake-quantize node. A saved file holds its class, its ``options`` and its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizing = True
+        """Whether it rounds."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What ``restored`` makes another one of: numbers, strings, lists and dicts."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, options: Mapping[str, Any]) -> TensorQuantizer:
+        """One with these options."""
+
+
+TENSOR_QUANTIZERS: dict[str, type[TensorQuantizer]] = {}
+"""Those that a file may name."""
+
+Q = TypeVar("Q", bound=type[TensorQuantizer])
+
+
+def storable(cls: Q) -> Q:
+    """Class decorator: let files name this tensor quantizer."""
+    TENSOR_QUANTIZERS[cls.__name__] = cls
+    return cls
+
+
+@storable
+class FakeQuantize(TensorQuantizer):
     """Rounds a tensor to ``grid`` over the range that ``observer`` has seen.
 
     Buffers: ``scale`` (float32) and ``zero_point`` (int32), ``[]`` or ``[slices]``, empty until something was
@@ -31,8 +64,6 @@ class FakeQuantize(nn.Module):
         grid.check()
         self.grid = grid
         self.observer = LastObserver() if observer is None else observer
-        self.quantizing = True
-        """Whether it rounds; it observes all the same."""
         self.observing = True
         """Whether the range may move at all."""
         self.calibrating = observer is None
@@ -81,6 +112,25 @@ class FakeQuantize(nn.Module):
         if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
             return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
         return self.grid.fake_quantize(x, self.scale, self.zero_point)
+
+    def options(self) -> dict[str, Any]:
+        """Grid, observer and flags."""
+        flags = {name: getattr(self, name) for name in ("quantizing", "observing", "calibrating")}
+        observer = {"name": self.observer.name, **asdict(self.observer)}  # type: ignore[call-overload]
+        return {"grid": asdict(self.grid), "observer": observer, **flags}
+
+    @classmethod
+    def restored(cls, options: Mapping[str, Any]) -> FakeQuantize:
+        """One with these options, nothing seen yet."""
+        chosen = dict(options["observer"])
+        twin = cls._made(Grid(**options["grid"]), OBSERVERS[chosen.pop("name")](**chosen))
+        for name in ("quantizing", "observing", "calibrating"):
+            setattr(twin, name, bool(options[name]))
+        return twin
+
+    @classmethod
+    def _made(cls, grid: Grid, observer: Observer) -> FakeQuantize:
+        return cls(grid, observer)
 
     def extra_repr(self) -> str:
         """``8-bit unsigned, moving_average``."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from fxcompress.numerics.fake_quantize import TensorQuantizer, storable
 from fxcompress.numerics.grid import Grid
 from fxcompress.quantization.base import Quantizer
 from fxcompress.quantization.wrapper import Wrapper
@@ -28,16 +30,22 @@ class Sign(torch.autograd.Function):
         return grad_outputs[0] * (x.abs() <= 1)
 
 
-class Binarize(nn.Module):
+@storable
+class Binarize(TensorQuantizer):
     """The sign of a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quantizing = True
 
     def forward(self, x: Tensor) -> Tensor:
         """−1 and 1, of the dtype of ``x``."""
         return Sign.apply(x) if self.quantizing else x  # type: ignore[no-untyped-call]
+
+    def options(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    @classmethod
+    def restored(cls, options: Mapping[str, Any]) -> Binarize:
+        """Another one."""
+        return cls()
 
 
 @final

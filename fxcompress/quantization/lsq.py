@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from fxcompress.config.settings import QuantSettings
 from fxcompress.graph.inputs import copied
 from fxcompress.graph.module import CompiledModule, eval_mode
-from fxcompress.numerics.fake_quantize import FakeQuantize
+from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.numerics.grid import SMALLEST_SCALE, Grid
-from fxcompress.numerics.observers import LastObserver
+from fxcompress.numerics.observers import LastObserver, Observer
 from fxcompress.quantization.base import Quantizer
 from fxcompress.quantization.wrapper import Wrapper
 
 
+@storable
 class LearnedStep(FakeQuantize):
     """Rounds over a scale that is a parameter: float32, ``[]`` or ``[slices]``.
 
@@ -32,6 +33,10 @@ class LearnedStep(FakeQuantize):
         self.scale: Tensor = nn.Parameter(torch.empty(0))
         self.begun: Tensor
         self.register_buffer("begun", torch.tensor(False))
+
+    @classmethod
+    def _made(cls, grid: Grid, observer: Observer) -> LearnedStep:
+        return cls(grid)
 
     def observe(self, x: Tensor) -> None:
         """Begin with the first tensor of training; one seen before that gives the shapes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,7 +196,7 @@ def test_ptq_calibrates_on_data_and_training_moves_nothing(observer: str) -> Non
 
 # -- training --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_every_quantizer_trains_and_its_copy_is_the_same(name: str) -> None:
+def test_every_quantizer_trains_and_its_copies_are_the_same(name: str, tmp_path: Path) -> None:
     model = convnet()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     quantizer = QUANTIZERS[name](model, [{"quant_bits": 4}], optimizer, example_inputs=IMAGES)
@@ -214,6 +215,10 @@ def test_every_quantizer_trains_and_its_copy_is_the_same(name: str) -> None:
     fresh = QUANTIZERS[name](convnet(), [{"quant_bits": 4}], example_inputs=IMAGES).compress().eval()
     fresh.load_state_dict(module.state_dict())
     assert torch.equal(fresh(IMAGES), expected)
+    fxcompress.save(module, tmp_path / "model.pt2")
+    loaded = fxcompress.load(tmp_path / "model.pt2")
+    assert torch.equal(loaded(IMAGES), expected)
+    loaded.train()(IMAGES).sum().backward()
 
 
 def test_compile_is_the_short_way() -> None:
