@@ -33,6 +33,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Imports inside functions that point upwards, each with its reason.
 ALLOWED = {
     ("pruning.base", "export.seeds"): "Pruner.export_model writes files, as the seeds' API does",
+    ("quantization.base", "export.seeds"): "Quantizer.export_model, likewise",
     ("pruning.iterative", "compiler"): "IterativePruner removes channels physically between its rounds",
     ("cli", ""): "the version, which __init__ holds",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from fxcompress.export.files import replacing
 from fxcompress.export.masks import Masks, save_masks
 from fxcompress.export.onnx import export_onnx
 from fxcompress.graph.module import CompiledModule
+from fxcompress.passes.insert_fake_quant import CONTAINER
 from fxcompress.pruning.masks import get_masks
+from fxcompress.quantization.calibration import write
 
 _SUFFIX = "_mask"
 # Buffers that insert_masks adds beside the masks of parameters.
@@ -51,6 +53,35 @@ def export_model(
         torch.save(masked_state_dict(module, masks), temporary)
     if mask_path is not None:
         save_masks(masks, mask_path)
+    if onnx_path is not None:
+        export_onnx(module, onnx_path, example)
+
+
+def export_quantized(
+    module: CompiledModule,
+    calibration: Mapping[str, Any],
+    model_path: str | os.PathLike[str],
+    calibration_path: str | os.PathLike[str] | None = None,
+    onnx_path: str | os.PathLike[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> None:
+    """Write the weights of a quantized model as they are, and if wanted its calibration and ONNX model.
+
+    Args:
+        module: a model with fake-quantize nodes; it is not changed.
+        calibration: what ``calibration_path`` is to hold.
+        model_path: as for ``export_model``.
+        calibration_path: a JSON file.
+        onnx_path: see ``export_onnx``.
+        input_shape: as for ``export_model``.
+    """
+    example = None if input_shape is None or onnx_path is None else _example(module, input_shape)
+    state = masked_state_dict(module, get_masks(module))
+    with replacing(model_path) as temporary:
+        torch.save({n: t for n, t in state.items() if not n.startswith(f"{CONTAINER}.")}, temporary)
+    if calibration_path is not None:
+        with replacing(calibration_path) as temporary:
+            write(calibration, temporary)
     if onnx_path is not None:
         export_onnx(module, onnx_path, example)
 

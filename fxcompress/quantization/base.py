@@ -11,7 +11,8 @@ move (``passes.absorb_batch_norm``): what is rounded in training is the weight t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from fxcompress.config import (
 from fxcompress.config.registry import QUANTIZABLE
 from fxcompress.config.schema import QUANT_KEYS
 from fxcompress.config.settings import QuantSettings
-from fxcompress.errors import ConfigError, FxcompressError
+from fxcompress.errors import ConfigError, FxcompressError, did_you_mean
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.numerics.fake_quantize import FakeQuantize
@@ -37,6 +38,7 @@ from fxcompress.numerics.grid import Grid
 from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
 from fxcompress.passes.insert_masks import own_masks
+from fxcompress.quantization import calibration
 from fxcompress.quantization.custom import ByMethod
 from fxcompress.quantization.grad import QuantGrad, QuantType
 from fxcompress.quantization.placement import Placement, Spot, tensors_of
@@ -195,6 +197,52 @@ class Quantizer(Compressor[Wrapper]):
         for name in self._nodes.get(layer, ()):
             found = {**tensors_of(nodes[name]), **found}
         return {tensor: modules[name] for tensor, name in found.items()}
+
+    # -- looking, saving -----------------------------------------------------------------------------------
+    def calibration_config(self) -> dict[str, dict[str, Any]]:
+        """Bits, scale, zero point and tracked range of every tensor of every layer (``calibration.py``)."""
+        return {w.name: calibration.describe(self.quantizers_of(w.name)) for w in self.wrappers}
+
+    def load_calibration_config(self, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
+        """Take over ranges, scales and zero points: a ``calibration_config``, or the file of one.
+
+        Raises:
+            ConfigError: naming the layer whose entry does not fit, or that the model does not have.
+        """
+        given = calibration.read(config)
+        layers = {wrapper.name for wrapper in self.wrappers}
+        for layer, entry in given.items():
+            if layer not in layers:
+                hint = did_you_mean(layer, sorted(layers)) or "; quantize it in the config list"
+                raise ConfigError(f"calibration_config[{layer!r}]: expected a quantized layer{hint}")
+            calibration.restore(layer, self.quantizers_of(layer), entry)
+
+    def export_model(
+        self,
+        model_path: str | os.PathLike[str],
+        calibration_path: str | os.PathLike[str] | None = None,
+        onnx_path: str | os.PathLike[str] | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Write the weights, and on request the calibration and an integer ONNX model.
+
+        Args:
+            model_path: state dict under the original model's keys, not rounded.
+            calibration_path: ``calibration_config()`` as JSON.
+            onnx_path: the quantized network as ONNX; see ``fxcompress.export_onnx``.
+            input_shape: shape of the input for ``onnx_path``; the captured example input by default.
+            device: taken for the seeds' sake; the model is exported from where it is.
+
+        Returns:
+            ``calibration_config()``.
+        """
+        from fxcompress.export.seeds import export_quantized  # the export layer lies above the algorithms
+
+        config = self.calibration_config()
+        module = self._bound("export_model")
+        export_quantized(module, config, model_path, calibration_path, onnx_path, input_shape)
+        return config
 
     @classmethod
     def _select(
