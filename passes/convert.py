@@ -23,7 +23,7 @@ from torch.ao.quantization.fx import _decomposed as _decomposed
 
 from fxcompress import ops
 from fxcompress.errors import PassError
-from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of
+from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of, operand
 from fxcompress.graph.module import CompiledModule, erase_dead, free_name, get_tensor
 from fxcompress.graph.operands import set_operand
 from fxcompress.graph.shapes import element_info
@@ -91,6 +91,8 @@ class _Converter:
             self._rounded[self._again(node, numbers) if single else node] = numbers
         elif call.op == "linear" or call.op.startswith("conv"):
             self._round_bias(call)
+        elif call.op == "hardsigmoid":
+            self._as_sum(call)
 
     def _convert(self, node: fx.Node) -> None:
         source, owner = node.args
@@ -184,6 +186,35 @@ class _Converter:
         name = f"{call.module or call.node.name}_bias".replace(".", "_")
         new = self._stored(call.node, name, integers, Numbers(grid, scale, zero_point))
         set_operand(self.module, call.node, "bias", new)
+
+    def _as_sum(self, call: Call) -> None:
+        """``hardsigmoid(x) = clamp(x / 6 + ½, 0, 1)`` as a sum of integers, ``x`` dequantized at a sixth of
+        its scale: the quantizer behind clips it, if its grid ends at 0 and 1.
+        """
+        x, node = operand(call), call.node
+        readers = list(node.users)
+        behind = readers[0] if len(readers) == 1 and readers[0].target is ops.fake_quantize else None
+        if behind is None or x not in self._rounded:
+            return
+        last = self.module.get_submodule(str(behind.all_input_nodes[1].target))
+        if not isinstance(last, FakeQuantize) or not last.is_calibrated:
+            return
+        if [float(end) for end in last.grid.range(last.scale, last.zero_point)] != [0.0, 1.0]:
+            return
+        numbers = self._rounded[x]
+        integers, _, *rest = x.args
+        half = Numbers(Grid(8, False, False), torch.tensor(0.5), torch.tensor(0, dtype=torch.int32))
+        with self.graph.inserting_before(node):
+            sixth = self.graph.call_function(
+                _q.dequantize_per_tensor.default, (integers, float(numbers.scale / 6), *rest)
+            )
+        sixth.meta["tensor"] = x.meta["tensor"]
+        one = torch.ones((1,) * len(node.meta["tensor"].shape), dtype=torch.uint8)
+        addend = self._stored(node, f"{node.name}_half", one, half)
+        with self.graph.inserting_before(node):
+            total = self.graph.call_function(torch.ops.aten.add.Tensor, (sixth, addend))
+        total.meta["tensor"] = node.meta["tensor"]
+        node.replace_all_uses_with(total)
 
     def _known(self, value: Any) -> Tensor | None:
         """The value of a parameter, or of a node that was computed from parameters alone."""

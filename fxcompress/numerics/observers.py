@@ -8,6 +8,7 @@ checkpoint holds it), empty tensors before anything was seen.
 | name | range | source |
 |---|---|---|
 | ``minmax`` | all that was seen | Jacob et al., CVPR 2018 |
+| ``fixed`` | known: that of a sigmoid | – |
 | ``last`` | that of the tensor seen last | Jacob et al., CVPR 2018, for weights |
 | ``moving_average`` | ``m ← d·m + (1 − d)·min(x)``, likewise max; d = 0.99 | Jacob et al., CVPR 2018 |
 | ``percentile`` | all but the outer shares of a histogram | McKinstry et al. 2018 |
@@ -84,6 +85,20 @@ class LastObserver(Observer):
         """Take its range."""
         low, high = extremes(x, grid.axis)
         return {"low": low, "high": high}
+
+
+@final
+@dataclass(frozen=True)
+class FixedObserver(Observer):
+    """A range that is known: from 0 to 1 behind a sigmoid."""
+
+    name = "fixed"
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    def update(self, state: State, x: Tensor, grid: Grid) -> dict[str, Tensor]:
+        """The known range."""
+        return {"low": x.new_tensor(self.lowest).float(), "high": x.new_tensor(self.highest).float()}
 
 
 @final
@@ -260,6 +275,7 @@ OBSERVERS: dict[str, type[Observer]] = {
     kind.name: kind
     for kind in (
         LastObserver,
+        FixedObserver,
         MinMaxObserver,
         MovingAverageObserver,
         PercentileObserver,

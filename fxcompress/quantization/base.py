@@ -35,13 +35,15 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.observers import FixedObserver
 from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
+from fxcompress.passes.decompose_activations import decompose_activations
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
 from fxcompress.passes.insert_masks import own_masks
 from fxcompress.quantization import calibration
 from fxcompress.quantization.custom import ByMethod
 from fxcompress.quantization.grad import QuantGrad, QuantType
-from fxcompress.quantization.placement import Placement, Spot, tensors_of
+from fxcompress.quantization.placement import Placement, Spot, gated, tensors_of
 from fxcompress.quantization.wrapper import Wrapper
 from fxcompress.training.batches import inputs_of
 from fxcompress.training.compressor import Compressor
@@ -117,6 +119,8 @@ class Quantizer(Compressor[Wrapper]):
         rounded = [n for n, s in settings.items() if {"input", "output"} & set(s.quant_types)]
         absorb_batch_norm(module, rounded)
         exactly = all("quant_types" in s.sources for s in settings.values())
+        if not exactly:
+            decompose_activations(module, gated(module, settings))
         barred = [n for n, why in self.selection.unselected.items() if why.startswith("excluded")]
         placement = Placement(module, settings, barred=barred, exactly=exactly)
         self.settings = settings | placement.joined
@@ -125,6 +129,8 @@ class Quantizer(Compressor[Wrapper]):
         places: dict[str, tuple[Rounded, nn.Module]] = {}
         for name, spot in placement.spots(quantizers(module)).items():
             quantizer = self.fake_quantizer(by_name[spot.layer], spot.quant_type, grid_of(spot))
+            if spot.bounds is not None and type(quantizer) is FakeQuantize:
+                quantizer = FakeQuantize(quantizer.grid, FixedObserver(*spot.bounds))
             places[name] = (spot.rounded, quantizer)
             self._starts[name] = spot.settings.quant_start_step
         insert_fake_quant(module, places)

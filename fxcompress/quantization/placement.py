@@ -38,11 +38,13 @@ COMPUTING = frozenset(
 """Operators worth quantizing for their own sake."""
 FOLLOWING = frozenset(
     {
-        *("add", "mul", "cat", "sigmoid", "leaky_relu", "adaptive_avg_pool2d", "avg_pool2d"),
+        *("add", "mul", "cat", "sigmoid", "hardsigmoid", "leaky_relu", "adaptive_avg_pool2d", "avg_pool2d"),
         *("mean", "add_", "mul_"),
     }
 )
 """Operators with an integer kernel that is worth it only between others."""
+BOUNDS = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0)}
+"""Operators whose results lie in a range that is known."""
 CLIPPING = frozenset({"relu", "relu_", "relu6", "hardtanh", "clamp", "clamp_min"})
 """Operators that a quantizer behind them does by the ends of its range."""
 
@@ -57,6 +59,8 @@ class Spot:
     settings: QuantSettings
     axis: int | None = None
     """Of a weight the dimension of its output channels."""
+    bounds: tuple[float, float] | None = None
+    """The range that the operator has, whatever its operands are."""
 
 
 @dataclass
@@ -95,6 +99,15 @@ def layer_calls(module: CompiledModule) -> dict[str, list[Call]]:
             name = str(weight).rpartition(".")[0] or name
         found.setdefault(name, []).append(call)
     return found
+
+
+def gated(module: CompiledModule, layers: Collection[str]) -> set[fx.Node]:
+    """The calls of those of ``layers`` behind which a gate is worth its integers: convolutions, and linear
+    layers of one vector per example. (Of tokens, outliers would cost accuracy.)
+    """
+    found = layer_calls(module)
+    calls = [call for name in layers for call in found.get(name, ()) if call.op in COMPUTING]
+    return {c.node for c in calls if c.op.startswith("conv") or len(c.node.meta["tensor"].shape) == 2}
 
 
 class Placement:
@@ -191,12 +204,13 @@ class Placement:
                     self._ask(clipped(call.node), _Request(name, "output", settings, everyone=True))
         self._move_in_front()
         for source, requests in self._requests.items():
+            maker = call_of(source)
+            bounds = None if maker is None else BOUNDS.get(maker.op)
             for request in _merged(requests):
                 readers = None if request.everyone else tuple(n for n in source.users if n in request.readers)
-                spot = Spot(
-                    Rounded(source, None, readers), request.layer, request.quant_type, request.settings
-                )
-                found[_free(found, f"{_plain(request.layer)}_{request.quant_type}")] = spot
+                name = _free({*found, *taken}, f"{_plain(request.layer)}_{request.quant_type}")
+                place, settings = Rounded(source, None, readers), request.settings
+                found[name] = Spot(place, request.layer, request.quant_type, settings, bounds=bounds)
         return found
 
     def _weight(self, name: str, call: Call, settings: QuantSettings) -> Spot | None:

@@ -42,7 +42,7 @@ class PTQ_Quantizer(Quantizer):
         Raises:
             ConfigError: for an unknown observer.
         """
-        names = [name for name in OBSERVERS if name != "last"]
+        names = [name for name in OBSERVERS if name not in ("last", "fixed")]
         if observer not in names:
             hint = did_you_mean(observer, names) or f"; expected one of {', '.join(names)}"
             raise ConfigError(f"observer: expected the name of an observer, got {observer!r}{hint}")
