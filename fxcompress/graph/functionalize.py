@@ -21,7 +21,6 @@ import torch
 from torch import fx
 
 from fxcompress import ops
-from fxcompress.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -72,8 +71,8 @@ class _Functionalizer:
         """How often the memory of a tensor that is no view was written to."""
         self._values: dict[fx.Node, tuple[int, fx.Node]] = {}
         """The latest node that holds a tensor's value, and the version of the memory it belongs to."""
-        self._pending: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
-        """Writes through views (the view, what it holds) that the memory's value does not have yet."""
+        self._pending: dict[fx.Node, list[tuple[int, fx.Node, fx.Node]]] = {}
+        """Writes through views (version, view, what it holds) that the memory's value does not have yet."""
 
     def visit(self, node: fx.Node) -> None:
         """Let ``node`` read current values; make it functional if it writes."""
@@ -117,7 +116,7 @@ class _Functionalizer:
         if written is base:
             self._pending.pop(base, None)
         else:
-            self._pending.setdefault(base, []).append((written, result))
+            self._pending.setdefault(base, []).append((self._version[base], written, result))
 
     def _current(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """The node that holds the value of ``node`` by now; a view of written memory is taken anew."""
@@ -129,10 +128,20 @@ class _Functionalizer:
             return value
         if node is base:
             value = self._values.get(base, (0, base))[1]
-            for written, result in self._pending.pop(base, ()):
+            for _, written, result in self._pending.pop(base, ()):
                 value = self._write_into(value, self._path(written), result, before)
         else:
-            value = self._view(node, self._current(self._source[node], before), before)
+            since = [write for write in self._pending.get(base, ()) if write[0] > made]
+            paths = [self._path(written) for _, written, _ in since]
+            through = all(node in path[:-1] for path in paths) and not isinstance(
+                node.meta.get("val"), list | tuple
+            )
+            if through and len(since) == version - made:
+                # All of it was written through views of this one: whether it may be a copy does not matter.
+                for path, (_, _, result) in zip(paths, since, strict=True):
+                    value = self._write_into(value, path[path.index(node) + 1 :], result, before)
+            else:
+                value = self._view(node, self._current(self._source[node], before), before)
         self._values[node] = version, value
         return value
 
@@ -164,13 +173,12 @@ class _Functionalizer:
     def _write_into(self, whole: fx.Node, path: list[fx.Node], part: fx.Node, before: fx.Node) -> fx.Node:
         """``whole`` with ``part`` in place of what the last view of ``path`` is a view of."""
         view, *rest = path
-        if _is_eval_dropout(view) and not rest:
+        if _is_eval_dropout(view):
+            if rest:
+                own = self._unless_training(view, whole, self._values[view][1], before)
+                part = self._write_into(own, rest, part, before)
+                self._values[view] = -1, part  # in train mode; in eval mode it follows `whole`
             return self._unless_training(view, part, whole, before)
-        if any(map(_is_eval_dropout, path)):
-            raise CaptureError(
-                f"{view}: a part of what dropout returned is written to in place, and with it, in eval mode "
-                "only, what dropout was given; write x = x * y for x *= y there"
-            )
         if view.target in _MAY_COPY:
             raise NotFunctional(f"a write through {view}, which may be a copy")
         inner = [self._view(view, whole, before)] if rest else []

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from fxcompress.graph.calls import Ref, Reference, call_of, operand
+from fxcompress.graph.calls import Reference, call_of, operand
 from fxcompress.graph.module import CompiledModule, get_tensor
 from fxcompress.passes.axes import analyze_axes
 from fxcompress.passes.insert_masks import insert_masks, mask_activation, restrict_statistics
 from fxcompress.passes.propagate import propagate_constants
 from fxcompress.pruning.units import Units
-from fxcompress.rules.axes import Axis, Bools
+from fxcompress.rules.axes import Axis, Bools, Contraction
 from fxcompress.rules.flow import Flow
 
 
@@ -77,18 +77,30 @@ def _restrict_norms(module: CompiledModule, flow: Flow, units: Units, pruned: Bo
 def _mask_readers(module: CompiledModule, flow: Flow, units: Units, pruned: Bools) -> None:
     """Mask what layers read wherever a pruned unit is not known to be zero there."""
     values = propagate_constants(module, analyze_axes(module))
-    done: dict[tuple[Ref, int], object] = {}
+    done: dict[tuple[fx.Node, int], fx.Node | None] = {}
     for contraction in flow.map.contractions:
-        source, dim, user = contraction.source, contraction.dim, contraction.call.node
+        user = contraction.call.node
         gone = _gone(units, contraction.inner, pruned)
-        if gone is None or isinstance(source, str):
+        if gone is None:
             continue
-        if (source, dim) in done:
-            product = done[source, dim]
-            if product is not None:
-                user.replace_input_with(source, product)  # type: ignore[arg-type]
-            continue
-        zero = values.zero(source, dim)
-        covered = zero is not None and bool(zero.numpy()[gone].all())
-        mask = torch.from_numpy(~gone).view(-1, *[1] * (len(flow.axes(source)) - 1 - dim))
-        done[source, dim] = None if covered else mask_activation(module, source, user, mask)
+        for source, dim in _activations(flow, contraction):
+            if (source, dim) in done:
+                product = done[source, dim]
+                if product is not None:
+                    user.replace_input_with(source, product)
+                continue
+            zero = values.zero(source, dim)
+            covered = zero is not None and bool(zero.numpy()[gone].all())
+            mask = torch.from_numpy(~gone).view(-1, *[1] * (len(flow.axes(source)) - 1 - dim))
+            done[source, dim] = None if covered else mask_activation(module, source, user, mask)
+
+
+def _activations(flow: Flow, contraction: Contraction) -> list[tuple[fx.Node, int]]:
+    """What a contraction reads that is no parameter, and the dimension it sums over. That of a recurrent
+    layer is stated over its weights: it reads its input, and its initial states.
+    """
+    if isinstance(contraction.source, fx.Node):
+        return [(contraction.source, contraction.dim)]
+    inner = contraction.inner.find()
+    operands = [ref for _, ref in contraction.call.refs() if isinstance(ref, fx.Node) and ref in flow.map.of]
+    return [(ref, d) for ref in operands for d, axis in enumerate(flow.axes(ref)) if axis.find() is inner]

@@ -271,3 +271,20 @@ def test_masked_units_are_zero_in_train_mode_too() -> None:
     for mode in (True, False):
         module.train(mode)(image(2, 3, 6, 6))
         assert bool((seen[-1][:, gone(module, "norm")] == 0).all())
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_a_recurrent_layer_reads_is_masked_where_pruned_channels_are_not_zero(
+    make: Callable[..., nn.Module],
+) -> None:
+    """Found by random networks (seeds 12991 and 13807)."""
+    model = Function(
+        lambda m, x: m.head(m.rnn(m.a(x) + x.mean(-1, keepdim=True))[0]),
+        a=nn.Linear(5, 8), rnn=make(8, 6, batch_first=True), head=nn.Linear(6, 2),
+    )  # fmt: skip
+    x = image(2, 4, 5)
+    module = compiled(model, x, exclude_op_names=["head"])
+    assert len(gone(module, "a")) == 4
+    small = fxcompress.speedup(module)
+    assert weight_shape(small, "a") == (4, 5)
+    check_exact(small, module, x)
