@@ -17,6 +17,7 @@ import fxcompress
 from fxcompress.errors import PassError
 from fxcompress.quantization import PTQ_Quantizer, QAT_Quantizer
 from tests.helpers import Function, image, ready, run
+from tests.runtime.networks import needs_vnni
 
 X = image(3, 3, 12, 12).float()
 
@@ -40,6 +41,7 @@ def quantized() -> fxcompress.CompiledModule:
     return PTQ_Quantizer(residual(), [{"quant_bits": 8}], example_inputs=X, data=[X]).compress()
 
 
+@needs_vnni
 def test_every_operator_runs_on_integers_and_they_are_the_right_ones(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     report = fxcompress.export_onnx(quantized(), path)
@@ -55,6 +57,7 @@ def test_every_operator_runs_on_integers_and_they_are_the_right_ones(tmp_path: P
     assert kinds == {onnx.TensorProto.INT8}, "weights are stored as int8"
 
 
+@needs_vnni
 def test_the_file_computes_what_the_simulation_does(tmp_path: Path) -> None:
     module, path = quantized(), tmp_path / "model.onnx"
     report = fxcompress.export_onnx(module, path)
@@ -78,6 +81,7 @@ def test_what_stays_float_is_named_with_the_reason(tmp_path: Path) -> None:
     assert "Erf as Erf; onnxruntime has no integer kernel" in str(report.lint)
 
 
+@needs_vnni
 def test_training_first(tmp_path: Path) -> None:
     model = residual()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -95,6 +99,7 @@ def test_training_first(tmp_path: Path) -> None:
     assert report.parity.mismatches == 0
 
 
+@needs_vnni
 def test_pruned_and_quantized(tmp_path: Path) -> None:
     pruned = fxcompress.compile(residual(), [{"sparsity": 0.5, "op_types": ["Conv2d"]}], X)
     small = fxcompress.speedup(pruned)
