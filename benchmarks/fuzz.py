@@ -54,6 +54,7 @@ SAVE_EVERY = 120.0  # seconds
 NO_OPERATORS = frozenset((
     "getitem", "pointwise",  # Python's own, and the rule of all that have none
     "transformers::grouped_mm_fallback",  # another library defines it
+    "fxcompress.fake_quantize",  # networks are pruned only
 ))  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def _unmasked(graph: fx.Graph) -> fx.Graph:
             value = node.args[0]
             if value in copies:
                 copies[node] = copies[value]
-        elif node.target is ops.call:
+        elif _masks_alone(node):
             owner, x = node.args
             copies[node] = twin.create_node("call_module", owner.target, (copies[x],), {}, node.name)
             copies[node].meta.update(node.meta)
@@ -58,4 +58,10 @@ def _reads(user: fx.Node, node: fx.Node) -> bool:
     """Whether ``user`` will still read ``node``: not the masks, and not what a layer has by itself."""
     if "masked_parameter" in user.meta:
         return node is user.args[0] and any(_reads(reader, user) for reader in user.users)
-    return user.target is not ops.call or node is user.args[1]
+    return not _masks_alone(user) or node is user.args[1]
+
+
+def _masks_alone(node: fx.Node) -> bool:
+    """Whether a call has parameters of its layer replaced, all of them by their products with masks."""
+    given = node.kwargs.values() if node.target is ops.call else [None]
+    return all(isinstance(value, fx.Node) and "masked_parameter" in value.meta for value in given)

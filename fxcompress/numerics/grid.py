@@ -86,8 +86,9 @@ class Grid:
     def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
         if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, self.qmin, self.qmax)
-        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, self.axis, self.qmin, self.qmax)
+            return torch.fake_quantize_per_tensor_affine(x, scale.float(), zero_point, self.qmin, self.qmax)
+        ends = self.qmin, self.qmax
+        return torch.fake_quantize_per_channel_affine(x, scale.float(), zero_point, self.axis, *ends)
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``q`` as int32, rounded as ``fake_quantize`` does: ``round(x · (1 / scale))``, halves to even."""

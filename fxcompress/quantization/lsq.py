@@ -58,7 +58,7 @@ class LearnedStep(FakeQuantize):
 
     def simulate(self, x: Tensor) -> Tensor:
         """``x`` rounded; gradients reach ``x`` within the range, and the scale."""
-        grid, scale = self.grid, self.scale.clamp(min=SMALLEST_SCALE)
+        grid, scale = self.grid, self.scale.float().clamp(min=SMALLEST_SCALE)
         slices = 1 if grid.axis is None else scale.numel()
         factor = 1.0 / math.sqrt(x.numel() / slices * grid.qmax)
         numbers = (x, scale.reshape(-1), self.zero_point.float().reshape(-1))

@@ -21,6 +21,7 @@ SHAPES = {0: (6,), 1: (6, 7), 2: (6, 5, 6), 3: (6, 4, 4, 4), None: (6, 5, 6), TO
 ELSEWHERE = frozenset((
     "pointwise",  # the rule of all operators that have none of their own
     "fxcompress.gather_channels", "fxcompress.scatter_channels",  # speedup makes them: `law_compaction`
+    "fxcompress.fake_quantize",  # quantizers make it: tests/rules/test_quantization.py
     "fxcompress.unless_training",  # a write behind dropout: blocks that write in place meet it now and then
     "transformers::grouped_mm_fallback",  # another library defines it
 ))  # fmt: skip
