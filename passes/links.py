@@ -90,7 +90,11 @@ def operands_to_divide(module: CompiledModule, maker: fx.Node) -> tuple[str, ...
     if call.op == "mul":  # the end of a normalization that the model spells out
         for name in ("self", "other"):
             value = constant(module, call.get(name))
-            if value is not None and value.shape[-1:] == facts.shape[-1:] and value.numel() == value.shape[-1]:
+            if (
+                value is not None
+                and value.shape[-1:] == facts.shape[-1:]
+                and value.numel() == value.shape[-1]
+            ):
                 return (name,)
     return ()
 
@@ -130,7 +134,7 @@ def _readers(node: fx.Node, dim: int, rank: int) -> Iterator[fx.Node | str]:
         elif call.op in CLIPPING:
             yield f"{label(user)} ({call.op}) clips at an upper end, which does not follow a factor"
         else:
-            yield f"{label(user)} ({call.op}) reads it, whose result does not follow a factor for each channel"
+            yield f"{label(user)} ({call.op}) reads it; its result does not follow factors of channels"
 
 
 def _obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:

@@ -82,6 +82,10 @@ class FakeQuantize(nn.Module):
             return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
         return self.grid.fake_quantize(x, self.scale, self.zero_point)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers (int32) that ``x`` is rounded to in eval mode: ``simulate`` gives ``(q − z) · s``."""
+        return self.grid.quantize(x, self.scale.detach(), self.zero_point.round().to(torch.int32))
+
     def extra_repr(self) -> str:
         """``8-bit unsigned, moving_average``."""
         grid = self.grid

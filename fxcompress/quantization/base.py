@@ -11,7 +11,7 @@ move (``passes.absorb_batch_norm``): what is rounded in training is the weight t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +114,7 @@ class Quantizer(Compressor[Wrapper]):
         self.bound_model = module
         rounded = [n for n, s in settings.items() if {"input", "output"} & set(s.quant_types)]
         absorb_batch_norm(module, rounded)
+        self.prepare(module, settings)
         exactly = all("quant_types" in s.sources for s in settings.values())
         barred = [n for n, why in self.selection.unselected.items() if why.startswith("excluded")]
         placement = Placement(module, settings, barred=barred, exactly=exactly)
@@ -132,6 +133,9 @@ class Quantizer(Compressor[Wrapper]):
             self.calibrate(self.data)
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
+    def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
+        """Change the captured module while everything is float, before places to round are chosen."""
+
     def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> nn.Module:
         """The module that rounds a tensor of a layer.
 

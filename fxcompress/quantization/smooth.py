@@ -61,17 +61,16 @@ def smoothing(activations: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 
 def _link(module: CompiledModule, node: fx.Node, reading: Reading) -> Link | str:
-    call, maker = call_of(node), maker_of(node)
-    if call is None or call.op not in LINEAR:
-        return "it is no linear layer"
+    maker = maker_of(node)
     if maker is None:
         return "nothing computed is in front of it"
     found = link_behind(module, maker, reading)
-    others = [] if isinstance(found, str) else [r for r in found.readers if not _is_linear(r)]
+    others = [] if isinstance(found, str) else [r for r in found.readers if not is_linear(r)]
     return f"{label(others[0])} reads the same tensor and is no linear layer" if others else found
 
 
-def _is_linear(node: fx.Node) -> bool:
+def is_linear(node: fx.Node) -> bool:
+    """Whether a node is the call of a linear layer."""
     call = call_of(node)
     return call is not None and call.op in LINEAR
 

@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
     ),
     "GELU": (
         lambda m, x: m.b(F.gelu(m.a(x))), (2, 7, 3), {"a": nn.Linear(3, 4), "b": nn.Linear(4, 5)},
-        r"gelu.*does not follow a factor",
+        r"gelu.*does not follow factors",
     ),
     "a residual": (
         lambda m, x: m.b(m.a(x)) + m.a.bias + F.relu(m.a.weight[0]), (2, 7, 3),
@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
     ),
     "a residual connection": (
         lambda m, x: (lambda h: m.b(h) + h)(m.a(x)), (2, 7, 3),
-        {"a": nn.LayerNorm(3), "b": nn.Linear(3, 3)}, r"add.*does not follow a factor",
+        {"a": nn.LayerNorm(3), "b": nn.Linear(3, 3)}, r"add.*does not follow factors",
     ),
     "an output": (
         lambda m, x: (lambda h: (m.b(h), h))(m.a(x)), (2, 7, 3),
@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
     ),
     "other channels": (
         lambda m, x: m.b(m.a(x)), (2, 3, 6, 4), {"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(4, 5)},
-        r"b \(linear\) reads it, whose result does not follow",
+        r"b \(linear\) reads it; its result does not follow",
     ),
     "pooling across channels": (
         lambda m, x: m.b(F.max_pool2d(m.a(x), (1, 2))), (2, 3, 6, 4),
