@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -45,40 +45,26 @@ def is_masked(value: Any) -> bool:
 
 
 class Reading:
-    """Which operators read a parameter or buffer, be it through what is computed from it alone."""
+    """Which operators read a parameter or buffer, and which layers are called more than once."""
 
     def __init__(self, module: CompiledModule) -> None:
         self._module = module
-        self._made_of: dict[fx.Node, frozenset[int]] = {}
         self._readers: dict[int, set[fx.Node]] = {}
-        for node in module.graph.nodes:
-            self._visit(node)
+        self._calls: Counter[str | None] = Counter()
+        for call in map(call_of, module.graph.nodes):
+            for _, ref in () if call is None else call.refs():
+                if isinstance(ref, Reference):
+                    self._readers.setdefault(id(get_tensor(module, ref)), set()).add(call.node)
+            self._calls[None if call is None else call.module] += 1
 
     def is_shared(self, value: Any, reader: fx.Node) -> bool:
-        """Whether others than ``reader`` read the parameters that ``value`` is computed from."""
-        return any(self._readers.get(tensor, set()) - {reader} for tensor in self._tensors(value))
+        """Whether others than ``reader`` read the parameter ``value``, or call the layer that it calls.
 
-    def _visit(self, node: fx.Node) -> None:
-        sources = node.all_input_nodes
-        if node.op == "get_attr":
-            found = list(self._named(str(node.target)))
-            if found:
-                self._made_of[node] = frozenset(map(id, found))
-        elif node.op == "call_function" and sources and all(s in self._made_of for s in sources):
-            self._made_of[node] = frozenset().union(*(self._made_of[s] for s in sources))
-        else:
-            call = call_of(node)
-            for _, ref in () if call is None else call.refs():
-                for tensor in self._tensors(ref):
-                    self._readers.setdefault(tensor, set()).add(node)
-
-    def _named(self, name: str) -> Iterator[Tensor]:
-        owner, _, attribute = name.rpartition(".")
-        value = getattr(self._module.get_submodule(owner), attribute)
-        if isinstance(value, Tensor):
-            yield value
-
-    def _tensors(self, value: Any) -> frozenset[int]:
-        if isinstance(value, Reference):
-            return frozenset({id(get_tensor(self._module, value))})
-        return self._made_of.get(value, frozenset())
+        What is computed for the reader alone is not shared, even where the parameters behind it are.
+        """
+        call = call_of(reader)
+        if call is not None and call.module is not None and self._calls[call.module] > 1:
+            return True
+        if not isinstance(value, Reference):
+            return False
+        return bool(self._readers.get(id(get_tensor(self._module, value)), set()) - {reader})

@@ -1,13 +1,15 @@
 """AdaRound: whether a weight is rounded up or down is learned, layer by layer, so that the output stays.
 
     Ŵ = s · (clamp(⌊W / s⌋ + h(V) + z, qmin, qmax) − z),   h(V) = clamp(σ(V) · (ζ − γ) + γ, 0, 1)
-    min over V:  ‖f(W · x) − f(Ŵ · x̂)‖² + λ · Σ 1 − |2 · h(V) − 1|^β
+    min over V:  ‖f(W · x) − f(Ŵ · x̂)‖² / u + λ · Σ 1 − |2 · h(V) − 1|^β
 
-``x̂`` is the rounded input behind layers that are done, ``f`` the ReLU that follows, ζ = 1.1, γ = −0.1,
-λ = 0.01 (Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020, eq. 21–25).
+``x̂`` is the rounded input behind layers that are done, ``f`` the ReLU that follows, ζ = 1.1, γ = −0.1
+(Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020, eq. 21–25). ``u`` is
+what rounding to nearest costs a channel, so that λ = 1 suits every layer; the paper has ``u`` = 1 and
+λ = 0.01, which depends on the units of ``W · x``.
 ``h`` begins where ``Ŵ = W``. The error counts alone for the first fifth of the steps; then β falls from 20 to
 2, which drives ``h`` to 0 or 1. Adam, one batch of the data a step, in turn: the same data give the same
-rounding. Squared errors are summed over channels and averaged over batch and positions.
+rounding. Squared errors are summed over channels, and averaged over batch and positions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.graph.calls import call_of, channel_dim
+from fxcompress.graph.calls import call_of
 from fxcompress.graph.constants import constant
 from fxcompress.graph.module import CompiledModule
 from fxcompress.numerics.fake_quantize import FakeQuantize
@@ -29,13 +31,14 @@ from fxcompress.progress import shown
 from fxcompress.quantization.grad import straight_through
 from fxcompress.quantization.layerwise import Layer, walk
 from fxcompress.quantization.outcome import Outcome
-from fxcompress.quantization.placement import clipped, weight_argument
+from fxcompress.quantization.placement import clipped, weight_argument, weight_axis
 
 ZETA, GAMMA = 1.1, -0.1
-REGULARIZATION = 0.01
+REGULARIZATION = 1.0
 WARM_UP = 0.2
 BETAS = 20.0, 2.0
-LEARNING_RATE = 1e-2
+TRAVEL = 10.0
+"""Learning rate · steps: the paper's 10,000 steps of 1e-3. Fewer steps are larger, so that ``h`` arrives."""
 
 
 class AdaptiveRounding(FakeQuantize):
@@ -125,21 +128,38 @@ class Task:
     quantizer: AdaptiveRounding
     weight: Tensor
 
+    @property
+    def channels(self) -> int:
+        """How many channels the layer makes."""
+        call = call_of(self.layer.node)
+        return 1 if call is None else self.weight.shape[weight_axis(call)]
+
     @functools.cached_property
     def targets(self) -> list[Tensor]:
         """What the float model has behind the layer and its ReLU, batch by batch."""
         return [self.layer.behind(clipped(self.layer.node), y.clone()) for y in self.layer.floats]
 
+    def yields(self, batch: int, weight: Tensor) -> Tensor:
+        """What the rounded model has there, with ``weight`` in the layer."""
+        y = self.layer.yields(batch, {self.rounded: weight})
+        return self.layer.behind(clipped(self.layer.node), y)
+
     def error(self, batch: int) -> Tensor:
-        """The squared error as the weight is rounded now."""
-        weight = self.quantizer.simulate(self.weight)
-        y = self.layer.behind(clipped(self.layer.node), self.layer.yields(batch, {self.rounded: weight}))
-        return squared_error(self.layer.node, y, self.targets[batch])
+        """The mean squared error as the weight is rounded now."""
+        return (
+            (self.yields(batch, self.quantizer.simulate(self.weight)) - self.targets[batch]).square().mean()
+        )
 
     def total(self) -> float:
-        """The squared error over all batches."""
+        """The error over all batches."""
         with torch.no_grad():
             return sum(float(self.error(batch)) for batch in range(len(self.targets)))
+
+    def unit(self) -> float:
+        """What rounding to nearest adds to the squared error, of the first batch."""
+        with torch.no_grad():
+            rounded, whole = (self.yields(0, w) for w in (self.quantizer.simulate(self.weight), self.weight))
+            return float((rounded - whole).square().mean())
 
 
 def learn(task: Task, steps: int, told: str) -> bool:
@@ -148,12 +168,14 @@ def learn(task: Task, steps: int, told: str) -> bool:
     Args:
         told: what the progress bar is labelled.
     """
-    quantizer, nearest = task.quantizer, task.total()
+    quantizer, nearest, unit = task.quantizer, task.total(), task.unit()
+    if unit == 0:
+        return False
     rounding = quantizer.begin(task.weight)
-    optimizer = torch.optim.Adam([rounding], LEARNING_RATE)
+    optimizer = torch.optim.Adam([rounding], TRAVEL / max(steps, 100))
     for step in shown(range(steps), told):
         with torch.enable_grad():
-            loss = task.error(step % len(task.targets))
+            loss = task.error(step % len(task.targets)) * (task.channels / unit)
             beta = annealed(step / steps)
             if beta is not None:
                 loss = loss + REGULARIZATION * (1 - (2 * quantizer.share() - 1).abs().pow(beta)).sum()
@@ -164,13 +186,6 @@ def learn(task: Task, steps: int, told: str) -> bool:
         return True
     quantizer.up = quantizer.up.new_empty(0)
     return False
-
-
-def squared_error(node: fx.Node, y: Tensor, target: Tensor) -> Tensor:
-    """Summed over channels, averaged over batch and positions."""
-    call = call_of(node)
-    channels = 1 if call is None else y.shape[channel_dim(call, y.dim())]
-    return (y - target).square().mean() * channels
 
 
 def annealed(progress: float) -> float | None:

@@ -10,7 +10,6 @@ Quantization through Weight Equalization and Bias Correction, ICCV 2019, section
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -44,7 +43,6 @@ def _own_biases(
 ) -> tuple[dict[fx.Node, Tensor], tuple[str, ...], tuple[tuple[str, str], ...]]:
     """A bias of its own for each layer; names of the new parameters; layers that can have none, and why."""
     reading = Reading(module)
-    calls = Counter(call.module for call in map(call_of, module.graph.nodes) if call is not None)
     biases: dict[fx.Node, Tensor] = {}
     changed: list[str] = []
     refused: list[tuple[str, str]] = []
@@ -55,8 +53,6 @@ def _own_biases(
             continue
         call, rule = found
         reason = _obstacle(module, node, call.get(rule.bias), reading)
-        if call.module is not None and calls[call.module] > 1:
-            reason = "it is called more than once"
         if reason is not None:
             refused.append((label(node), reason))
             continue
@@ -71,14 +67,12 @@ def _own_biases(
 
 
 def _obstacle(module: CompiledModule, node: fx.Node, bias: Any, reading: Reading) -> str | None:
-    if bias is None:
-        return None
     if is_masked(bias):
         return "its bias is masked: speed the model up first"
     value = constant(module, bias)
-    if value is None or value.dim() != 1:
+    if bias is not None and (value is None or value.dim() != 1):
         return "its bias is computed"
-    return "its bias is shared with other calls" if reading.is_shared(bias, node) else None
+    return "it, or its bias, is shared with other calls" if reading.is_shared(bias, node) else None
 
 
 def _zeros(module: CompiledModule, call: Call) -> Tensor:

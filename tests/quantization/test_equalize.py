@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress
+from fxcompress import ops
 from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.quantization import PTQ_Quantizer
@@ -24,7 +25,7 @@ def equalized(model: nn.Module, x: Tensor) -> tuple[CompiledModule, Outcome]:
     kinds = (nn.Conv2d, nn.Linear)
     layers = {name for name, child in model.named_modules() if isinstance(child, kinds)}
     nodes = [n for n in module.graph.nodes if str(n.target) in layers and n.op == "call_module"]
-    nodes += [n for n in module.graph.find_nodes(op="call_function", target=fxcompress.ops.call)]
+    nodes += module.graph.find_nodes(op="call_function", target=ops.call)
     return module, equalize(module, sorted(nodes, key=list(module.graph.nodes).index))
 
 
