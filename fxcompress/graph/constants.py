@@ -51,11 +51,11 @@ class Reading:
         self._module = module
         self._readers: dict[int, set[fx.Node]] = {}
         self._calls: Counter[str | None] = Counter()
-        for call in map(call_of, module.graph.nodes):
-            for _, ref in () if call is None else call.refs():
+        for call in filter(None, map(call_of, module.graph.nodes)):
+            self._calls[call.module] += 1
+            for _, ref in call.refs():
                 if isinstance(ref, Reference):
                     self._readers.setdefault(id(get_tensor(module, ref)), set()).add(call.node)
-            self._calls[None if call is None else call.module] += 1
 
     def is_shared(self, value: Any, reader: fx.Node) -> bool:
         """Whether others than ``reader`` read the parameter ``value``, or call the layer that it calls.

@@ -17,6 +17,7 @@ from torch.fx import _pytree as fx_pytree
 from torch.fx.node import Argument, Target
 
 from fxcompress import ops
+from fxcompress.errors import FxcompressError
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.training.batches import inputs_of
@@ -74,9 +75,14 @@ def walk(module: CompiledModule, batches: Iterable[Any], layers: Collection[fx.N
     Args:
         module: in eval mode.
         batches: see ``fxcompress.compile``.
+
+    Raises:
+        FxcompressError: if there are none.
     """
     floats, rounded = _Runner(module, rounding=False), _Runner(module, rounding=True)
     leaves = [_leaves(module, batch) for batch in batches]
+    if not leaves:
+        raise FxcompressError("data: expected at least one batch to measure errors on, got none")
     placeholders = module.graph.find_nodes(op="placeholder")
     streams = [(r, [dict(zip(placeholders, x, strict=False)) for x in leaves]) for r in (floats, rounded)]
     free = _last_reads(module.graph)

@@ -1,8 +1,7 @@
-"""rescale: factors move between layers and the function stays what it was; links are found or refused."""
+"""rescale: factors move between layers and the function stays what it was."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +13,13 @@ from torch.nn import functional as F
 import fxcompress
 from fxcompress.errors import PassError
 from fxcompress.graph.constants import Reading
-from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.passes.links import Link, link_behind
 from fxcompress.passes.rescale import rescale
 from tests.helpers import EXACT, Function, image, ready, relative_error, run
+from tests.passes.test_links import link_of
 
 Body = Callable[[Any, Tensor], Any]
-
-
-def link_of(module: CompiledModule, layer: str) -> Link | str:
-    nodes = {n.name: n for n in module.graph.nodes}
-    found = [n for n in module.graph.nodes if n.op == "call_module" and n.target == layer]
-    named = [n for n in nodes.values() if n.all_input_nodes and n.all_input_nodes[0].target == layer]
-    return link_behind(module, (found or named or [nodes.get(layer)])[0], Reading(module))
 
 
 LINKED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
@@ -120,63 +112,6 @@ def test_a_normalization_that_the_model_spells_out() -> None:
     assert isinstance(link, Link)
     assert rescale(module, link, image(3, seed=5).exp()) == ("0.scale", "1.weight")
     assert relative_error(run(module, (x,)), run(model, (x,))) <= EXACT
-
-
-REFUSED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
-    "ReLU6": (
-        lambda m, x: m.b(F.relu6(m.a(x))), (2, 3, 6, 6), {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(4, 5, 3)},
-        r"\(hardtanh\) clips at an upper end|\(relu6\) clips at an upper end",
-    ),
-    "GELU": (
-        lambda m, x: m.b(F.gelu(m.a(x))), (2, 7, 3), {"a": nn.Linear(3, 4), "b": nn.Linear(4, 5)},
-        r"gelu.*does not follow factors",
-    ),
-    "a residual": (
-        lambda m, x: m.b(m.a(x)) + m.a.bias + F.relu(m.a.weight[0]), (2, 7, 3),
-        {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}, "of a is shared with other calls",
-    ),
-    "a residual connection": (
-        lambda m, x: (lambda h: m.b(h) + h)(m.a(x)), (2, 7, 3),
-        {"a": nn.LayerNorm(3), "b": nn.Linear(3, 3)}, r"add.*does not follow factors",
-    ),
-    "an output": (
-        lambda m, x: (lambda h: (m.b(h), h))(m.a(x)), (2, 7, 3),
-        {"a": nn.Linear(3, 4), "b": nn.Linear(4, 3)}, "an output of the model",
-    ),
-    "a reader called twice": (
-        lambda m, x: m.b(F.relu(m.b(m.a(x)))), (2, 7, 3), {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4)},
-        "weight of b is shared with other calls",
-    ),
-    "a LayerNorm without weight": (
-        lambda m, x: m.b(m.a(x)), (2, 7, 3),
-        {"a": nn.LayerNorm(3, elementwise_affine=False), "b": nn.Linear(3, 4)}, "no weight to rescale",
-    ),
-    "other channels": (
-        lambda m, x: m.b(m.a(x)), (2, 3, 6, 4), {"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(4, 5)},
-        r"b \(linear\) reads it; its result does not follow",
-    ),
-    "pooling across channels": (
-        lambda m, x: m.b(F.max_pool2d(m.a(x), (1, 2))), (2, 3, 6, 4),
-        {"a": nn.Linear(4, 6), "b": nn.Linear(3, 5)}, r"max_pool2d.*does not follow",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_follow_a_factor_is_no_link(name: str) -> None:
-    body, shape, layers, reason = REFUSED[name]
-    module = fxcompress.capture(ready(Function(body, **layers)), image(*shape))
-    found = link_of(module, "a")
-    assert isinstance(found, str), str(found)
-    assert re.search(reason, found), found
-
-
-def test_masked_weights_are_no_link() -> None:
-    model = ready(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-    module = fxcompress.compile(model, [{"sparsity": 0.5, "op_names": ["0"]}], image(2, 3))
-    found = link_of(module, "0")
-    assert isinstance(found, str)
-    assert "weight of 0 is masked: speed the model up first" in found
 
 
 def test_factors_have_to_be_positive() -> None:

@@ -133,10 +133,10 @@ def test_the_same_data_give_the_same_rounding_and_it_is_saved() -> None:
 
 def test_inputs_that_go_together_need_it_in_few_bits() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
-    mixed = torch.randn(3, 32)
-    x, unseen = torch.randn(128, 3) @ mixed, torch.randn(64, 3) @ mixed
-    config = [{"quant_bits": {"weight": 4, "input": 8, "output": 8}}]
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    mixed = torch.randn(2, 64)
+    x, unseen = torch.randn(128, 2) @ mixed, torch.randn(64, 2) @ mixed
+    config: list[dict[str, Any]] = [{**WEIGHTS, "op_types": ["Linear"], "quant_bits": 4}]
     errors = []
     for steps in (False, 500):
         quantizer = PTQ_Quantizer(model, config, example_inputs=x, data=[x], adaround=steps)
