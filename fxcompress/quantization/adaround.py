@@ -5,11 +5,11 @@
 
 ``x̂`` is the rounded input behind layers that are done, ``f`` the ReLU that follows, ζ = 1.1, γ = −0.1
 (Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020, eq. 21–25). ``u`` is
-what rounding to nearest costs a channel, so that λ = 1 suits every layer; the paper has ``u`` = 1 and
-λ = 0.01, which depends on the units of ``W · x``.
-``h`` begins where ``Ŵ = W``. The error counts alone for the first fifth of the steps; then β falls from 20 to
-2, which drives ``h`` to 0 or 1. Adam, one batch of the data a step, in turn: the same data give the same
-rounding. Squared errors are summed over channels, and averaged over batch and positions.
+what rounding to nearest adds to the error of a channel, so that λ = 1 does not depend on the units of
+``W · x``; the paper has ``u`` = 1 and λ = 0.01. ``h`` begins
+where ``Ŵ = W``. The error counts alone for the first fifth of the steps; then β falls from 20 to 2, which
+drives ``h`` to 0 or 1. Adam, one batch of the data a step, in turn: the same data give the same rounding.
+Squared errors are summed over channels, and averaged over batch and positions.
 """
 
 from __future__ import annotations
@@ -146,9 +146,8 @@ class Task:
 
     def error(self, batch: int) -> Tensor:
         """The mean squared error as the weight is rounded now."""
-        return (
-            (self.yields(batch, self.quantizer.simulate(self.weight)) - self.targets[batch]).square().mean()
-        )
+        y = self.yields(batch, self.quantizer.simulate(self.weight))
+        return (y - self.targets[batch]).square().mean()
 
     def total(self) -> float:
         """The error over all batches."""

@@ -5,7 +5,9 @@
 ``r1_i`` is the largest magnitude in row ``i`` of the first weight, ``r2_i`` in column ``i`` of the second;
 both are ``√(r1_i · r2_i)`` afterwards (Nagel et al., Data-Free Quantization through Weight Equalization and
 Bias Correction, ICCV 2019, section 4.1, eq. 11). Layers in a row are gone through until nothing moves. The
-float function stays what it was (``passes.rescale``). Of several readers the largest column counts.
+float function stays what it was (``passes.rescale``). Of several readers the largest column counts. Meant
+for weights with one scale each: where every output channel has its own, only activations gain by it, and the
+rows of few bits may lose.
 """
 
 from __future__ import annotations

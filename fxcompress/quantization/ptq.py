@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, final
 
+import torch
 from torch import fx, nn
 
 from fxcompress.config import Selection
@@ -47,7 +48,7 @@ class PTQ_Quantizer(Quantizer):
         self,
         model: nn.Module,
         config_list: list[dict[str, Any]] | Selection,
-        optimizer: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
         *,
         data: Iterable[Any] | None = None,
         observer: str = "minmax",
@@ -79,9 +80,7 @@ class PTQ_Quantizer(Quantizer):
         asked = {"smooth": smooth is not None, "adaround": adaround, "bias_correction": bias_correction}
         needy = [name for name, wanted in asked.items() if wanted]
         if needy and data is None:
-            raise ConfigError(
-                f"{needy[0]}: expected data=... (an iterable of batches) to measure on, got none"
-            )
+            raise ConfigError(f"{needy[0]}: expected data=... (batches to measure on), got none")
         if isinstance(data, Iterator) and needy:
             data = list(data)  # several methods go through it
         super().__init__(model, config_list, optimizer, data=data, **options)
