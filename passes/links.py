@@ -1,6 +1,6 @@
 """Links: tensors between layers whose channels may be rescaled. An analysis; changes nothing.
 
-    maker (convolution, linear layer, normalization)  →  ReLU, dropout, pooling or nothing  →  readers
+    maker (convolution, linear layer, normalization)  →  ReLU, dropout, pooling, views, or nothing  →  readers
 
 Law: ``rescale`` may divide the channels of a link by any positive factors. What clips at an upper end
 (ReLU6) or bends (GELU, sigmoid) does not follow a factor, so there is no link across it.
@@ -8,6 +8,7 @@ Law: ``rescale`` may divide the channels of a link by any positive factors. What
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ POOLING = frozenset(
     {f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
 )
 """The same for every slice of the dimensions that they do not pool."""
+RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
+"""The same where the channels stay one dimension."""
 CLIPPING = frozenset({"relu6", "hardtanh", "clamp", "clamp_", "clamp_max", "hardsigmoid", "hardswish"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -72,7 +75,7 @@ def maker_of(reader: fx.Node) -> fx.Node | None:
     node = None if found is None else activation(found[0])
     while node is not None:
         call = call_of(node)
-        if call is None or call.op not in ELEMENTWISE | POOLING:
+        if call is None or call.op not in ELEMENTWISE | POOLING | RESHAPING:
             break
         node = node.all_input_nodes[0]
     return node
@@ -107,7 +110,7 @@ def link_behind(module: CompiledModule, maker: fx.Node, reading: Reading) -> Lin
     rank = len(facts.shape)
     dim = rank - 1 if found is None else channel_dim(found[0], rank)
     readers: list[fx.Node] = []
-    for reader in _readers(maker, dim, rank):
+    for reader in _readers(maker, dim):
         if isinstance(reader, str):
             return reader
         readers.append(reader)
@@ -121,8 +124,9 @@ def link_behind(module: CompiledModule, maker: fx.Node, reading: Reading) -> Lin
     return Link(maker, tuple(readers), facts.shape[dim]) if readers else "nothing reads it"
 
 
-def _readers(node: fx.Node, dim: int, rank: int) -> Iterator[fx.Node | str]:
+def _readers(node: fx.Node, dim: int) -> Iterator[fx.Node | str]:
     """The layers that read channels (dimension ``dim``) of ``node``; or a reason why they are no link."""
+    rank = len(_shape(node))
     for user in node.users:
         call, found = call_of(user), weighted(user)
         if call is None:
@@ -130,11 +134,25 @@ def _readers(node: fx.Node, dim: int, rank: int) -> Iterator[fx.Node | str]:
         elif found is not None and activation(call) is node and channel_dim(call, rank) == dim:
             yield user
         elif call.op in ELEMENTWISE or (call.op in POOLING and dim < rank - int(call.op[-2])):
-            yield from _readers(user, dim, rank)
+            yield from _readers(user, dim)
+        elif call.op in RESHAPING and (there := _place(_shape(node), dim, _shape(user))) is not None:
+            yield from _readers(user, there)
         elif call.op in CLIPPING:
             yield f"{label(user)} ({call.op}) clips at an upper end, which does not follow a factor"
         else:
             yield f"{label(user)} ({call.op}) reads it; its result does not follow factors of channels"
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    facts = info(node)
+    return () if facts is None else facts.shape
+
+
+def _place(shape: tuple[int, ...], dim: int, reshaped: tuple[int, ...]) -> int | None:
+    """Where dimension ``dim`` is after reshaping: as many slices, as many numbers behind each."""
+    inner = math.prod(shape[dim + 1 :])
+    places = (d for d, size in enumerate(reshaped) if size == shape[dim])
+    return next((d for d in places if math.prod(reshaped[d + 1 :]) == inner), None)
 
 
 def _obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:

@@ -59,6 +59,14 @@ REFUSED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
         lambda m, x: m.b(m.a(x)), (2, 3, 6, 4), {"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(4, 5)},
         r"b \(linear\) reads it; its result does not follow",
     ),
+    "channels flattened with positions": (
+        lambda m, x: m.b(F.relu(m.a(x)).flatten(1)), (2, 3, 2, 2),
+        {"a": nn.Conv2d(3, 4, 1), "b": nn.Linear(16, 5)}, r"flatten.*does not follow factors",
+    ),
+    "heads of as many features as there are channels": (
+        lambda m, x: m.b(m.a(x).reshape(x.shape[0], 3, 3)), (2, 9),
+        {"a": nn.Linear(9, 9), "b": nn.Linear(3, 5)}, r"reshape.*does not follow factors",
+    ),
     "pooling across channels": (
         lambda m, x: m.b(F.max_pool2d(m.a(x), (1, 2))), (2, 3, 6, 4),
         {"a": nn.Linear(4, 6), "b": nn.Linear(3, 5)}, r"max_pool2d.*does not follow",
