@@ -112,7 +112,7 @@ class _Converter:
         )
         value = self._known(source)
         if value is not None:
-            integers = numbers.grid.quantize(value, numbers.scale, numbers.zero_point).to(numbers.dtype)
+            integers = quantizer.integers(value).to(numbers.dtype)
             new = self._stored(node, str(owner.target).rpartition(".")[2], integers, numbers)  # type: ignore[union-attr]
         else:
             new = self._pair(node, source, numbers)

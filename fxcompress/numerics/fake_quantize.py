@@ -132,6 +132,10 @@ class FakeQuantize(TensorQuantizer):
     def _made(cls, grid: Grid, observer: Observer) -> FakeQuantize:
         return cls(grid, observer)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers (int32) that ``x`` is rounded to in eval mode: ``simulate`` gives ``(q − z) · s``."""
+        return self.grid.quantize(x, self.scale.detach(), self.zero_point.round().to(torch.int32))
+
     def extra_repr(self) -> str:
         """``8-bit unsigned, moving_average``."""
         grid = self.grid

@@ -118,6 +118,7 @@ class Quantizer(Compressor[Wrapper]):
         self.bound_model = module
         rounded = [n for n, s in settings.items() if {"input", "output"} & set(s.quant_types)]
         absorb_batch_norm(module, rounded)
+        self.prepare(module, settings)
         exactly = all("quant_types" in s.sources for s in settings.values())
         if not exactly:
             decompose_activations(module, gated(module, settings))
@@ -140,6 +141,9 @@ class Quantizer(Compressor[Wrapper]):
             self.calibrate(self.data)
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
+    def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
+        """Change the captured module while everything is float, before places to round are chosen."""
+
     def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> nn.Module:
         """The module that rounds a tensor of a layer.
 
