@@ -72,6 +72,12 @@ def convert(module: CompiledModule) -> CompiledModule:
     return twin
 
 
+def rounds_activations(converted: CompiledModule) -> bool:
+    """Whether a value that depends on the input is rounded anywhere, so that one may fall on another step."""
+    rounding = (_q.quantize_per_tensor.default, torch.ops.fxcompress.dynamic_matmul.default)
+    return any(node.target in rounding for node in converted.graph.nodes)
+
+
 class _Converter:
     def __init__(self, module: CompiledModule) -> None:
         self.module, self.graph = module, module.graph

@@ -95,8 +95,8 @@ class _Lowering:
         elif rounding is not None and isinstance(rounding[1], DynamicFakeQuantize):
             if found is None or not (found[1].grid.signed and found[1].grid.symmetric):
                 raise PassError(
-                    f"{rounding[0]!r} rounds dynamically, and the weight of {call.module or call.node} has no "
-                    "signed symmetric integers to multiply with; quantize both, or neither"
+                    f"{rounding[0]!r} rounds dynamically, and the weight of {call.module or call.node} has "
+                    "no signed symmetric integers to multiply with; quantize both, or neither"
                 )
             name, held = found
             value = self._value(name, weight)

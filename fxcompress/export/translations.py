@@ -53,7 +53,9 @@ def _matmul_nbits_schema() -> Any:
     names, kind = ("A", "B", "scales", "zero_points"), OpSchema.FormalParameterOption
     types = ("T1", "T2", "T1", "T2")
     inputs = [
-        OpSchema.FormalParameter(name, of, param_option=kind.Optional if name == "zero_points" else kind.Single)
+        OpSchema.FormalParameter(
+            name, of, param_option=kind.Optional if name == "zero_points" else kind.Single
+        )
         for name, of in zip(names, types, strict=True)
     ]
     return OpSchema(

@@ -19,7 +19,7 @@ def read_tensor(module: CompiledModule, name: str, before: fx.Node) -> fx.Node:
 
 
 def add_buffer(module: CompiledModule, name: str, value: Tensor, before: fx.Node) -> fx.Node:
-    """A new buffer, ``name`` or with the first free number, and a node in front of ``before`` that reads it."""
+    """A node in front of ``before`` that reads a new buffer: ``name``, with a number where it is taken."""
     free = name if not hasattr(module, name) else free_name(module, name)
     module.register_buffer(free, value)
     return read_tensor(module, free, before)

@@ -1,4 +1,4 @@
-"""Walk a graph node by node on many batches at once, so that a node can be changed by what comes before it."""
+"""Walk a graph node by node on many batches at once, so that what comes first can change what follows."""
 
 from __future__ import annotations
 

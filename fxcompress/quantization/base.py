@@ -61,7 +61,7 @@ class Quantizer(Compressor[Wrapper]):
     only_types: ClassVar[tuple[str, ...]] = ("weight", "input", "output")
     """The ``quant_types`` it can round."""
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Values of further keys (``quant_bits``, ...) for entries that give none, where they are not the usual."""
+    """Further keys (``quant_bits``, ...) of entries that give none, where they are not the usual."""
     moves: ClassVar[bool] = True
     """Whether a rounding may stand in front of operators that pass values on, with the range there."""
 

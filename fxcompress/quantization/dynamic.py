@@ -15,8 +15,8 @@ from fxcompress.quantization.wrapper import Wrapper
 
 @final
 class DynamicQuantizer(LinearQuantizer):
-    """Rounds weights to signed integers of up to 8 bits per output channel, and inputs to unsigned 8 bits over
-    the range of the tensor at hand in every forward pass.
+    """Rounds weights to signed integers of up to 8 bits per output channel, and inputs to unsigned 8 bits
+    over the range of the tensor at hand in every forward pass.
 
     No data is needed and no range is too small; the price is a look at every input for its range. Pays for
     transformers; convolutions have no such kernel worth having. onnxruntime runs it as

@@ -4,8 +4,8 @@
     for column j = 0, 1, ...:   e = (W[:, j] − q(W[:, j])) / U[j, j];    W[:, j:] ← W[:, j:] − e · U[j, j:]
 
 over the inputs ``x`` of the layer: after every column the rest minimizes ``‖W x − Ŵ x‖²`` (Frantar, Ashkboos,
-Hoefler, Alistarh, GPTQ, ICLR 2023, algorithm 1). A group's scale is taken from the weights as they are when its
-first column is reached. Weights that are zero, pruned, stay zero (Frantar, Alistarh, SparseGPT, ICML 2023).
+Hoefler, Alistarh, GPTQ, ICLR 2023, algorithm 1). A group's scale is taken from the weights as they are when
+its first column is reached. Weights that are zero, pruned, stay zero (Frantar, Alistarh, SparseGPT, 2023).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxcompress import ops
 from fxcompress.errors import FxcompressError
@@ -36,8 +36,8 @@ BLOCK = 128
 
 
 class GPTQWeight(GroupFakeQuantize):
-    """Rounds ``W + shift`` on scales that stay: ``shift`` ``[out, in]`` takes the weight that GPTQ has seen to
-    the one that it chose, so that training may go on from there.
+    """Rounds ``W + shift`` on scales that stay: ``shift`` ``[out, in]`` takes the weight that GPTQ has seen
+    to the one that it chose, so that training may go on from there.
     """
 
     def __init__(self, grid: Grid, group_size: int) -> None:
@@ -180,6 +180,6 @@ def _hessian(node: fx.Node, inputs: Iterable[Tensor]) -> Tensor:
         total = total.to(x.device) + 2 * rows.T @ rows
     if not bool(total.isfinite().all()):
         raise FxcompressError(
-            f"quantizer 'gptq': the inputs of {node} are not finite on data; look at the batches and the model"
+            f"quantizer 'gptq': the inputs of {node} are not finite on data; look at the batches"
         )
     return total

@@ -71,7 +71,9 @@ class GroupQuantizer(LinearQuantizer, ABC):
             ConfigError: for another one.
         """
         if not isinstance(group_size, int) or group_size < 16 or group_size & (group_size - 1):
-            raise ConfigError(f"group_size: expected a power of two of at least 16, got {group_size!r}; try 32")
+            raise ConfigError(
+                f"group_size: expected a power of two of at least 16, got {group_size!r}; try 32"
+            )
         super().__init__(model, config_list, optimizer, **options)
         self.group_size = group_size
 

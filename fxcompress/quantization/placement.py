@@ -109,8 +109,8 @@ class Placement:
         exactly: bool = False,
         moves: bool = True,
     ) -> None:
-        """``barred``: targets that must not join a region; ``exactly``: nothing joins; ``moves``: whether what
-        is read behind operators that pass values on is rounded in front of them.
+        """``barred``: targets that must not join a region; ``exactly``: nothing joins; ``moves``: whether
+        what is read behind operators that pass values on is rounded in front of them.
         """
         self._module = module
         self._calls = layer_calls(module)
