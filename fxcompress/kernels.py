@@ -1,8 +1,8 @@
 """Linear layers as onnxruntime runs them with weights of few bits: operators of a converted graph.
 
-    fxcompress::matmul_nbits      y = x · ((Q − Z) · S)ᵀ, in float          com.microsoft::MatMulNBits
     fxcompress::matmul_nbits     y = x · ((Q − Z) · S)ᵀ, in float        com.microsoft::MatMulNBits
     fxcompress::dynamic_matmul   y = f32((q(x) − z) · W) · (s_x · s_w)   DynamicQuantizeLinear, MatMulInteger
+
 They are registered with torch, so that ``torch.export`` keeps them as they are; each computes what the
 runtime's kernel does, up to the order of float additions.
 """

@@ -19,9 +19,8 @@ def test_every_group_has_the_scale_and_zero_point_of_its_own_range() -> None:
     weight = torch.tensor([[-3.0, 12.0, 0.26, 7.5], [-1.5, 0.04, 0.0, 0.0]])
     got = quantizer(weight)
     assert got.tolist()[0] == [-3.0, 12.0, 0.5, 7.5]
-    torch.testing.assert_close(
-        got[1], torch.tensor([-1.5, 0.0, 0.0, 0.0])
-    )  # s = 1.54 / 15: 0.04 is below half
+    # s = 1.54 / 15 and −1.5 is 14.6 steps below 0: z = 15, and so many steps it becomes; 0.04 is below half.
+    torch.testing.assert_close(got[1], torch.tensor([-1.54, 0.0, 0.0, 0.0]))
     torch.testing.assert_close(quantizer.scale[:3], torch.tensor([1.0, 0.5, 1.54 / 15]))
     assert quantizer.zero_point.tolist() == [3, 0, 15, 0]
 
