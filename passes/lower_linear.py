@@ -85,7 +85,7 @@ class _Lowering:
         weight, x = call.get("weight"), call.get("input")
         found, rounding = quantizer_of(self.module, weight), quantizer_of(self.module, x)
         if found is not None and isinstance(found[1], GroupFakeQuantize):
-            name, quantizer = found
+            name, quantizer = found[0], found[1]
             value = self._value(name, weight)
             settled(name, quantizer, value)
             if quantizer.grid.bits in PACKED_BITS and value.dtype == torch.float32:

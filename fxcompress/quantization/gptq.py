@@ -108,7 +108,8 @@ def _factor(hessian: Tensor) -> Tensor:
         DAMPING * mean if bool(mean > 0) else 1.0
     )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 @final

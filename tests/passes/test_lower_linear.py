@@ -80,6 +80,7 @@ def test_a_masked_weight_and_a_functional_layer() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(5, 40))
+            self.mask: Tensor
             self.register_buffer("mask", (torch.rand(5, 40) > 0.5).float())
 
         def forward(self, x: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def nearest(model: nn.Module, bits: int = 4, size: int = 32) -> Tensor:
 
 
 def rounded(module: nn.Module) -> Tensor:
-    return module.get_submodule("fake_quant.0_weight")(module.get_parameter("0.weight")).detach()
+    found: Tensor = module.get_submodule("fake_quant.0_weight")(module.get_parameter("0.weight"))
+    return found.detach()
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
