@@ -209,7 +209,7 @@ class Quantizer(Compressor[Wrapper]):
         cls, model: nn.Module, config_list: list[dict[str, Any]], module: CompiledModule | None = None
     ) -> Selection:
         """What the config list selects, this quantizer standing where an entry names none."""
-        given = {"quantizer": cls.name, **({"quant_types": cls.default_types} if cls.default_types else {})}
+        given = {"quantizer": cls.name}
         named = [_named(e, given) if isinstance(e, dict) else e for e in config_list]
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
         names = {**known_quantizers(), cls.name: cls.op_types}
@@ -218,10 +218,15 @@ class Quantizer(Compressor[Wrapper]):
         cls._refuse_types({n: s for n, s in selection.quantization.items() if s.quantizer == cls.name})
         return selection
 
+    @classmethod
+    def own_defaults(cls) -> dict[str, Any]:
+        """What it takes for granted where no entry says otherwise, by field of ``QuantSettings``."""
+        types = {} if cls.default_types is None else {"quant_types": cls.default_types}
+        return {**types, **cls.defaults}
+
     def _completed(self, settings: QuantSettings) -> QuantSettings:
-        """The settings with the algorithm's own values of what no entry gave."""
-        types = {} if self.default_types is None else {"quant_types": self.default_types}
-        own = {**types, **self.defaults}
+        """The settings with its own defaults, which those of an algorithm that is not registered lack."""
+        own = self.own_defaults()
         return replace(settings, **{key: own[key] for key in own if key not in settings.sources})
 
     @classmethod

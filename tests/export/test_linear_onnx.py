@@ -173,3 +173,30 @@ def test_weights_of_a_dynamic_layer_are_stored_as_int8(tmp_path: Path) -> None:
     report, _ = exported(module.compress(), tmp_path)
     stored = onnx.load(report.path).graph.initializer
     assert {t.data_type for t in stored if len(t.dims) > 1} == {onnx.TensorProto.INT8}
+
+
+def test_integer_convolutions_and_linear_layers_of_other_kinds_in_one_file(tmp_path: Path) -> None:
+    layers = {"c": nn.Conv2d(3, 8, 3), "a": nn.Linear(8, 24), "b": nn.Linear(24, 16), "d": nn.Linear(16, 4)}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.d(torch.tanh(m.b(torch.tanh(m.a(torch.relu(m.c(x)).mean((2, 3)))))))
+        return y
+
+    net, x = ready(Function(forward, **layers)).float(), image(3, 3, 9, 9).float()
+    config = [
+        {"quantizer": "ptq", "op_names": ["c"]},
+        {"quantizer": "dynamic", "op_names": ["a"]},
+        {"quantizer": "weight_only", "op_names": ["b"]},
+        {"quantizer": "gptq", "quant_bits": 8, "op_names": ["d"]},
+    ]
+    module = fxcompress.compile(net, config, x, data=[x])
+    report, nodes = exported(module, tmp_path)
+    kinds = [node.op_type for node in nodes]
+    assert (kinds.count("MatMulNBits"), kinds.count("MatMulInteger"), kinds.count("MatMul")) == (2, 1, 0)
+    assert report.lint is not None
+    assert {"QLinearConv", "DynamicQuantizeMatMul"} <= {o.kernel for o in report.lint.operators}
+    assert report.parity is not None
+    assert report.parity.mismatches == 0
+    assert difference(module, report, x) <= 0.02, (
+        "a step of the convolution's 255 may flip, and one of the layer's"
+    )

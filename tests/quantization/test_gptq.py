@@ -167,6 +167,15 @@ def test_training_goes_on_from_the_weights_that_were_chosen() -> None:
     assert not torch.equal(rounded(module), before)
 
 
+def test_a_checkpoint_holds_the_choice() -> None:
+    x, model = correlated(50, 0), layer(0)
+    module, fresh = gptq(model, [x]).bound_model, gptq(model, None).bound_model
+    assert module is not None
+    assert fresh is not None
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(fresh(x), module(x))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [([], "data holds no batch"), ([torch.full((2, 64), torch.inf)], "not finite on data")],

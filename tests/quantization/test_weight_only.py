@@ -141,3 +141,10 @@ def test_dynamic_rounds_an_input_of_several_layers_once() -> None:
     quantizer.compress()
     inputs = [q for q in quantizer.fake_quantizers.values() if isinstance(q, DynamicFakeQuantize)]
     assert inputs == [quantizer.quantizers_of("a")["input"]] == [quantizer.quantizers_of("b")["input"]]
+
+
+def test_a_later_entry_leaves_what_an_earlier_one_gave() -> None:
+    config: list[dict[str, Any]] = [{"quant_bits": 8}, {"quant_scheme": "per_channel_symmetric"}]
+    quantizer = WeightOnlyQuantizer(model(), config, example_inputs=X)
+    quantizer.compress()
+    assert {q.grid.bits for q in quantizer.fake_quantizers.values()} == {8}

@@ -378,9 +378,10 @@ def test_weights_of_few_bits_are_told_from_integers(tmp_path: Path) -> None:
     def make(build: Builder) -> str:
         packed = build.constant(build.random.integers(0, 256, (8, 1, 8)).astype(np.uint8))
         scales = build.constant(np.full((8, 1), 0.01, np.float32))
-        facts = {"K": 16, "N": 8, "bits": 4, "block_size": 16}
         value = build.input(("n", 16))
-        made = build.op("MatMulNBits", value, packed, scales, domain="com.microsoft", **facts)
+        made = build.op(
+            "MatMulNBits", value, packed, scales, domain="com.microsoft", K=16, N=8, bits=4, block_size=16
+        )
         return build.op("Add", made, build.constant(np.ones(8, np.float32)))
 
     [operator] = look(make, tmp_path).operators
