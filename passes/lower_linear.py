@@ -20,7 +20,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, TensorInfo, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.operands import add_buffer, operand_node
-from fxcompress.kernels import dynamic_matmul, matmul_nbits, pack
+from fxcompress.kernels import pack  # its import registers the operators
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grouped import GroupFakeQuantize
@@ -167,6 +167,3 @@ class _Lowering:
         if not isinstance(kept.get("tensor"), TensorInfo):
             raise TypeError(f"{node}: a linear layer yields one tensor")
         return kept
-
-
-_OPERATORS = (matmul_nbits, dynamic_matmul)  # registered with torch by the import

@@ -36,8 +36,9 @@ def matmul_nbits(
 ) -> Any:
     """``fxcompress::matmul_nbits`` as ``com.microsoft::MatMulNBits``.
 
-    Its ``accuracy_level`` is left out, which means float arithmetic. Level 4 lets the runtime round the input
-    to int8 in blocks, which is faster at many rows and no longer what was simulated.
+    Its ``accuracy_level`` is left out, which means float arithmetic. Level 4 has the runtime round the input
+    to int8 in blocks: 3 times as fast at one row (60 times with 8 bits), and no longer what was simulated
+    (measured: 6e-3 of the largest output).
     """
     from onnxscript.values import Op, Opset
 

@@ -17,8 +17,9 @@ class WeightOnlyQuantizer(GroupQuantizer):
         ŵ = (clamp(round(w / s) + z, 0, 2^bits − 1) − z) · s
 
     4 bits by default, affine; ``quant_scheme`` says which (its granularity is the group whatever it says).
-    4 and 8 bits run in onnxruntime's ``MatMulNBits``, which reads a fraction of the weights' bytes: 3 to 6
-    times as fast at one row, slower than float from about 128 rows on.
+    4 and 8 bits run in onnxruntime's ``MatMulNBits``, which reads a fraction of the weights' bytes. Measured
+    (1.31, VNNI, one thread, 1024 → 4096, one row): 4 bits 1.7 times as fast as float; 8 bits 16 times slower,
+    as without ``accuracy_level`` 4 the weight is unpacked at every run. Slower than float from 128 rows on.
     """
 
     name = "weight_only"

@@ -183,7 +183,7 @@ def test_integer_convolutions_and_linear_layers_of_other_kinds_in_one_file(tmp_p
         return y
 
     net, x = ready(Function(forward, **layers)).float(), image(3, 3, 9, 9).float()
-    config = [
+    config: list[dict[str, Any]] = [
         {"quantizer": "ptq", "op_names": ["c"]},
         {"quantizer": "dynamic", "op_names": ["a"]},
         {"quantizer": "weight_only", "op_names": ["b"]},
@@ -197,6 +197,5 @@ def test_integer_convolutions_and_linear_layers_of_other_kinds_in_one_file(tmp_p
     assert {"QLinearConv", "DynamicQuantizeMatMul"} <= {o.kernel for o in report.lint.operators}
     assert report.parity is not None
     assert report.parity.mismatches == 0
-    assert difference(module, report, x) <= 0.02, (
-        "a step of the convolution's 255 may flip, and one of the layer's"
-    )
+    # A step of the convolution's output may flip, and one of the dynamic layer's input.
+    assert difference(module, report, x) <= 2 / 255
