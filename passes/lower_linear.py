@@ -10,6 +10,7 @@ a note says so. Edits in place (``fxcompress.kernels`` has the operators).
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fxcompress import ops
 from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, TensorInfo, call_of
 from fxcompress.graph.module import CompiledModule
-from fxcompress.graph.operands import add_buffer, operand_node
+from fxcompress.graph.operands import add_buffer, operand_node, read_tensor
 from fxcompress.kernels import pack  # its import registers the operators
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 from fxcompress.numerics.fake_quantize import FakeQuantize
@@ -80,6 +81,7 @@ class _Lowering:
         self.module, self.graph = module, module.graph
         self.constants = Constants(module)
         self.notes: list[str] = []
+        self._written: dict[tuple[Any, ...], str] = {}
 
     def visit(self, call: Call) -> None:
         weight, x = call.get("weight"), call.get("input")
@@ -117,11 +119,11 @@ class _Lowering:
         blocks = integers.reshape(features, -1, quantizer.group_size)
         scales = quantizer.scale.detach().reshape(features, -1)
         before = call.node
-        packed = add_buffer(self.module, f"{name}_packed", pack(blocks, bits), before)
-        scale = add_buffer(self.module, f"{name}_scale", scales, before)
+        packed = self._buffer(f"{name}_packed", pack(blocks, bits), before)
+        scale = self._buffer(f"{name}_scale", scales, before)
         zero = None
         if bool((zeros != 1 << (bits - 1)).any()):
-            zero = add_buffer(self.module, f"{name}_zero_point", pack(zeros, bits), before)
+            zero = self._buffer(f"{name}_zero_point", pack(zeros, bits), before)
         x = operand_node(self.module, call.node, "input")
         facts = (packed, scale, zero, inputs, features, bits, quantizer.group_size)
         self._replace(call, torch.ops.fxcompress.matmul_nbits.default, (x, *facts))
@@ -131,7 +133,7 @@ class _Lowering:
         with torch.no_grad():
             rounded = quantizer.simulate(value).contiguous()
         weight: fx.Node = call.args["weight"]
-        weight.replace_all_uses_with(add_buffer(self.module, f"{name}_rounded", rounded, weight))
+        weight.replace_all_uses_with(self._buffer(f"{name}_rounded", rounded, weight))
         self.notes.append(
             f"{call.module or call.node}: weights of {quantizer.grid.bits} bits are written as "
             f"{str(value.dtype).removeprefix('torch.')}: onnxruntime's MatMulNBits has "
@@ -145,9 +147,18 @@ class _Lowering:
                 "module.float() first"
             )
         integers = quantizer.grid.quantize(value, quantizer.scale, quantizer.zero_point).to(torch.int8)
-        weight = add_buffer(self.module, f"{name}_integers", integers.T.contiguous(), call.node)
-        scale = add_buffer(self.module, f"{name}_scale", quantizer.scale.detach(), call.node)
+        weight = self._buffer(f"{name}_integers", integers.T.contiguous(), call.node)
+        scale = self._buffer(f"{name}_scale", quantizer.scale.detach(), call.node)
         self._replace(call, torch.ops.fxcompress.dynamic_matmul.default, (x, weight, scale))
+
+    def _buffer(self, name: str, value: Tensor, before: fx.Node) -> fx.Node:
+        """A node that reads ``value``, which is stored once however many layers share it."""
+        key = (value.dtype, value.shape, sha256(value.cpu().numpy().tobytes()).digest())
+        if key in self._written:
+            return read_tensor(self.module, self._written[key], before)
+        node = add_buffer(self.module, name, value, before)
+        self._written[key] = str(node.target)
+        return node
 
     def _replace(self, call: Call, target: Any, args: tuple[Any, ...]) -> None:
         node = call.node

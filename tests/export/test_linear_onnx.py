@@ -44,9 +44,19 @@ def difference(module: nn.Module, report: OnnxReport, x: Tensor) -> float:
     return float((in_runtime(report, x) - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("features", "size"), [(64, 32), (70, 16), (70, 32), (33, 128), (5, 16)])
-@pytest.mark.parametrize("scheme", ["per_channel_affine", "per_channel_symmetric"])
+@pytest.mark.parametrize(
+    ("bits", "features", "size", "scheme"),
+    [
+        (4, 64, 32, "per_channel_affine"),
+        (4, 70, 16, "per_channel_affine"),
+        (4, 70, 32, "per_channel_symmetric"),
+        (4, 33, 128, "per_channel_affine"),
+        (8, 64, 32, "per_channel_symmetric"),
+        (8, 70, 32, "per_channel_affine"),
+        (8, 5, 16, "per_channel_affine"),
+        (8, 33, 128, "per_channel_symmetric"),
+    ],
+)
 def test_the_file_computes_what_is_simulated(
     bits: int, features: int, size: int, scheme: str, tmp_path: Path
 ) -> None:

@@ -128,3 +128,12 @@ def test_a_weight_that_was_never_run_has_a_range_in_convert_too() -> None:
     config = [{"quant_bits": 8, "quant_types": ["weight"]}]
     module = QAT_Quantizer(model(), config, example_inputs=X).compress()
     torch.testing.assert_close(run(convert(module), (X,)), run(module.eval(), (X,)))
+
+
+def test_a_layer_that_is_called_twice_is_stored_once() -> None:
+    net = ready(Function(lambda m, x: m.a(torch.relu(m.a(x))), a=nn.Linear(40, 40))).float()
+    for cls, bits in ((WeightOnlyQuantizer, 4), (DynamicQuantizer, 8)):
+        twin = convert(cls(net, [{"quant_bits": bits}], example_inputs=X).compress())
+        names = sorted(twin.state_dict())
+        stored = ["packed", "scale", "zero_point"] if bits == 4 else ["integers", "scale"]
+        assert names == ["a.bias", *(f"a_weight_{name}" for name in stored)]
