@@ -8,8 +8,9 @@
 Law: the module computes what it computed in eval mode, but for biases, which are rounded to multiples of
 ``s_x · s_w`` as integer kernels add them (Jacob et al., CVPR 2018, eq. 11). Behind operators that pass values
 on (max pooling, reshape, ...) the same quantize and dequantize stand once more: they change nothing there,
-and a runtime takes the operator between them as one on integers. Returns a fork whose parameters are buffers;
-it no longer trains.
+and a runtime takes the operator between them as one on integers. Linear layers with weights in groups, or
+inputs rounded dynamically, get operators of their own (``lower_linear``). Returns a fork whose parameters are
+buffers; it no longer trains.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from torch.ao.quantization.fx import _decomposed as _decomposed
 from fxcompress import ops
 from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of, operand
-from fxcompress.graph.module import CompiledModule, erase_dead, free_name, get_tensor
-from fxcompress.graph.operands import set_operand
+from fxcompress.graph.constants import Constants
+from fxcompress.graph.module import CompiledModule, erase_dead
+from fxcompress.graph.operands import add_buffer, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import Grid
 from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING
+from fxcompress.passes.lower_linear import lower_linear, settled
 
 _q = torch.ops.quantized_decomposed  # defined by the import of _decomposed
 
@@ -57,6 +60,8 @@ def convert(module: CompiledModule) -> CompiledModule:
         PassError: if a quantizer has seen no values yet.
     """
     twin = module.fork().eval()
+    twin.notes += lower_linear(twin)
+    erase_dead(twin.graph)
     editor = _Converter(twin)
     for node in list(twin.graph.nodes):
         editor.visit(node)
@@ -67,17 +72,22 @@ def convert(module: CompiledModule) -> CompiledModule:
     return twin
 
 
+def rounds_activations(converted: CompiledModule) -> bool:
+    """Whether a value that depends on the input is rounded anywhere, so that one may fall on another step."""
+    rounding = (_q.quantize_per_tensor.default, torch.ops.fxcompress.dynamic_matmul.default)
+    return any(node.target in rounding for node in converted.graph.nodes)
+
+
 class _Converter:
     def __init__(self, module: CompiledModule) -> None:
         self.module, self.graph = module, module.graph
         self._rounded: dict[fx.Node, Numbers] = {}
         """What dequantize nodes, and operators that pass their values on, are rounded to."""
-        self._values: dict[Any, Tensor] = {}
-        """Of nodes that are computed from parameters alone."""
+        self._constants = Constants(module)
 
     def visit(self, node: fx.Node) -> None:
         """Convert a fake-quantize node, or pass on what an operator behind one is rounded to."""
-        self._evaluate(node)
+        self._constants.see(node)
         if node.target is ops.fake_quantize:
             self._convert(node)
             return
@@ -102,18 +112,14 @@ class _Converter:
         if not quantizer.quantizing:
             node.replace_all_uses_with(source)  # type: ignore[arg-type]
             return
-        if not quantizer.is_calibrated:
-            raise PassError(
-                f"{str(owner.target).rpartition('.')[2]!r}: this quantizer has seen no values yet; run the "  # type: ignore[union-attr]
-                "model on data in train mode, or calibrate it (data=...)"
-            )
+        name, value = str(owner.target).rpartition(".")[2], self._constants.of(source)  # type: ignore[union-attr]
+        settled(name, quantizer, value)
         numbers = Numbers(
             quantizer.grid, quantizer.scale.detach(), quantizer.zero_point.round().to(torch.int32)
         )
-        value = self._known(source)
         if value is not None:
             integers = quantizer.integers(value).to(numbers.dtype)
-            new = self._stored(node, str(owner.target).rpartition(".")[2], integers, numbers)  # type: ignore[union-attr]
+            new = self._stored(node, name, integers, numbers)
         else:
             new = self._pair(node, source, numbers)
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
@@ -150,32 +156,25 @@ class _Converter:
     def _stored(self, before: fx.Node, name: str, integers: Tensor, numbers: Numbers) -> fx.Node:
         """A buffer of integers in front of ``before``, dequantized."""
         grid = numbers.grid
-        read = self._buffer(before, f"{name}_integers", integers)
+        read = add_buffer(self.module, f"{name}_integers", integers, before)
         ends = grid.qmin, grid.qmax, integers.dtype
         if grid.axis is None:
             facts: tuple[Any, ...] = (float(numbers.scale), int(numbers.zero_point), *ends)
             target = _q.dequantize_per_tensor.default
         else:
-            scale = self._buffer(before, f"{name}_scale", numbers.scale)
-            zero_point = self._buffer(before, f"{name}_zero_point", numbers.zero_point.to(torch.int64))
+            scale = add_buffer(self.module, f"{name}_scale", numbers.scale, before)
+            zeros = numbers.zero_point.to(torch.int64)
+            zero_point = add_buffer(self.module, f"{name}_zero_point", zeros, before)
             facts, target = (scale, zero_point, grid.axis, *ends), _q.dequantize_per_channel.default
         with self.graph.inserting_before(before):
             new = self.graph.call_function(target, (read, *facts))
         new.meta["tensor"] = replace(read.meta["tensor"], dtype=torch.float32)
         return new
 
-    def _buffer(self, before: fx.Node, name: str, value: Tensor) -> fx.Node:
-        free = name if not hasattr(self.module, name) else free_name(self.module, name)
-        self.module.register_buffer(free, value)
-        with self.graph.inserting_before(before):
-            read = self.graph.create_node("get_attr", free, (), {})
-        read.meta["tensor"] = TensorInfo(tuple(value.shape), value.dtype, (False,) * value.dim())
-        return read
-
     def _round_bias(self, call: Call) -> None:
         """A bias of an integer layer as int32 at ``s_x · s_w``."""
         x, weight, bias = (call.get(name) for name in ("input", "weight", "bias"))
-        value = self._known(bias)
+        value = self._constants.of(bias)
         if x not in self._rounded or weight not in self._rounded or value is None:
             return
         made, read = self._rounded[x], self._rounded[weight]
@@ -215,29 +214,6 @@ class _Converter:
             total = self.graph.call_function(torch.ops.aten.add.Tensor, (sixth, addend))
         total.meta["tensor"] = node.meta["tensor"]
         node.replace_all_uses_with(total)
-
-    def _known(self, value: Any) -> Tensor | None:
-        """The value of a parameter, or of a node that was computed from parameters alone."""
-        if isinstance(value, Reference):
-            return get_tensor(self.module, value).detach()
-        return self._values.get(value)
-
-    def _evaluate(self, node: fx.Node) -> None:
-        """Compute what is computed from parameters alone."""
-        if node.op == "get_attr":
-            owner, _, attribute = str(node.target).rpartition(".")
-            value = getattr(self.module.get_submodule(owner), attribute)
-            if isinstance(value, Tensor):
-                self._values[node] = value.detach()
-        elif callable(node.target) and node.target is not ops.fake_quantize:
-            sources = node.all_input_nodes
-            if sources and all(source in self._values for source in sources):
-                find: Any = self._values.__getitem__
-                args, kwargs = fx.node.map_arg(node.args, find), fx.node.map_arg(node.kwargs, find)
-                with torch.no_grad():
-                    value = node.target(*args, **kwargs)
-                if isinstance(value, Tensor):
-                    self._values[node] = value
 
 
 def _drop_unread(module: CompiledModule) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "fxcompress"
 LAYERS = (
     ("errors", "progress"),
     ("ops",),
-    ("numerics",),
+    ("numerics", "kernels"),
     ("graph",),
     ("rules",),
     ("passes",),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from fxcompress.config.registry import known_pruners
+from fxcompress.config.registry import known_pruners, known_quantizers
 from fxcompress.config.schema import parse
 from fxcompress.config.select import Deferred, Selection, select, targets_of_model
 from fxcompress.config.settings import PruningSettings, QuantSettings
@@ -113,7 +113,8 @@ def explain(
     """
     pruners = known_pruners() if supported is None else supported
     entries = parse(config_list, pruners=pruners.keys())
-    return explain_selection(select(entries, targets_of_model(model), pruners, captured=False))
+    known = {**known_quantizers(), **pruners}
+    return explain_selection(select(entries, targets_of_model(model), known, captured=False))
 
 
 def explain_selection(selection: Selection) -> Explanation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from fxcompress.errors import ConfigError
 
@@ -29,6 +30,7 @@ DEFAULT_QUANTIZER = "qat"
 
 _PRUNERS: dict[str, frozenset[str]] = {}
 _QUANTIZERS: dict[str, frozenset[str]] = {}
+_DEFAULTS: dict[str, Mapping[str, Any]] = {}
 
 
 def register_pruner(name: str, op_types: Iterable[str]) -> None:
@@ -40,13 +42,26 @@ def register_pruner(name: str, op_types: Iterable[str]) -> None:
     _register(_PRUNERS, "pruner", name, frozenset(op_types))
 
 
-def register_quantizer(name: str, op_types: Iterable[str]) -> None:
+def register_quantizer(
+    name: str, op_types: Iterable[str], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Make ``name`` a valid ``quantizer``; ``default`` means the given operator types to it.
+
+    Args:
+        name: its name.
+        op_types: what it works on.
+        defaults: fields of ``QuantSettings`` for layers to which no entry gives them, where not the usual.
 
     Raises:
         ConfigError: if the name is already taken by a quantizer for other types.
     """
     _register(_QUANTIZERS, "quantizer", name, frozenset(op_types))
+    _DEFAULTS[name] = defaults
+
+
+def quantizer_defaults(name: str) -> Mapping[str, Any]:
+    """What ``register_quantizer`` was told of a quantizer."""
+    return _DEFAULTS.get(name, MappingProxyType({}))
 
 
 def _register(table: dict[str, frozenset[str]], kind: str, name: str, types: frozenset[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER
+from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER, quantizer_defaults
 from fxcompress.config.schema import Entry
 from fxcompress.config.values import DEFAULT_BITS, DEFAULT_DTYPE, DEFAULT_SCHEME, Granularity, PerType
 
@@ -102,7 +102,10 @@ class Merged:
 
     def quant_settings(self) -> QuantSettings | None:
         """The quantization settings, or None if no entry gave any."""
-        return QuantSettings(**_keywords(self._quantization)) if self._quantization else None
+        given = _keywords(self._quantization)
+        return (
+            QuantSettings(**{**quantizer_defaults(self.quantizer), **given}) if self._quantization else None
+        )
 
 
 def _keywords(given: Mapping[str, tuple[object, int]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
 from fxcompress.export.translations import translations_for
 from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
-from fxcompress.passes.convert import convert
+from fxcompress.passes.convert import convert, rounds_activations
 from fxcompress.passes.insert_fake_quant import quantizers
 from fxcompress.runtime.lint import Lint, lint
 from fxcompress.runtime.parity import RuntimeParity, compare
@@ -46,8 +46,8 @@ class OnnxReport:
     """What was written.
 
     ``max_relative_difference`` is ``max |onnx − module| / max |module|``, the largest over all outputs and
-    over the ``batches`` compared; ``None`` without verification. Of a quantized module it is no bound but a
-    figure: that a value falls on the other side of a step somewhere is seen in all that follows. There
+    over the ``batches`` compared; ``None`` without verification. Where activations are rounded it is no bound
+    but a figure: that a value falls on the other side of a step somewhere is seen in all that follows. There
     ``lint`` says which operators run on integers, and ``parity`` that the runtime's integers are the right
     ones (``None`` on a processor whose products of u8 × s8 saturate, see ``runtime.saturation``).
     """
@@ -61,6 +61,8 @@ class OnnxReport:
     batch_is_dynamic: bool
     lint: Lint | None = None
     parity: RuntimeParity | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be written as asked for, and what was written instead."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def export_onnx(
         opset_version: of the file.
         verify: compare with onnxruntime on the example inputs and, with a dynamic batch, on one more row.
             float32 outputs may differ by 1e-4 of their largest magnitude, float64 1e-6, float16 1e-2,
-            bfloat16 5e-2, integers not at all. Of a quantized module every integer kernel is compared with
-            exact arithmetic (``runtime.parity``).
+            bfloat16 5e-2, integers not at all. Where activations are rounded, instead of that bound, every
+            integer kernel is compared with exact arithmetic (``runtime.parity``).
         dynamic_batch: leave the first dimension of the inputs open where the model allows it.
 
     Raises:
@@ -103,9 +105,11 @@ def export_onnx(
     """
     inputs = _inputs_of(module, example_inputs)
     simulated = module
-    is_quantized = False
+    is_quantized, bounded = False, True
+    notes: tuple[str, ...] = ()
     if isinstance(module, CompiledModule) and quantizers(module):
-        module, is_quantized = convert(module), True
+        before, module, is_quantized = module.notes, convert(module), True
+        notes, bounded = module.notes[len(before) :], not rounds_activations(module)
     options = _Options(opset_version, input_names, output_names)
     dynamic = dynamic_batch and not (isinstance(module, CompiledModule) and not module.batch_is_dynamic)
     final = Path(path)
@@ -126,13 +130,15 @@ def export_onnx(
         if verify and is_quantized:
             session = open_session(temporary)
             runtime = None if saturates() else compare(temporary, feed(session, ordered))
-            check = Parity(simulated, session, returned, temporary.name, bounded=False)
+            check = Parity(simulated, session, returned, temporary.name, bounded)
             difference, batches = _verify(check, ordered, open_rows)
         elif verify:
             check = Parity(module, open_session(temporary), returned, temporary.name)
             difference, batches = _verify(check, ordered, open_rows)
     names = (tuple(str(v.name) for v in graph.inputs), tuple(str(v.name) for v in graph.outputs))
-    return OnnxReport(final, opset_version, difference, batches, *names, bool(open_rows), found, runtime)
+    return OnnxReport(
+        final, opset_version, difference, batches, *names, bool(open_rows), found, runtime, notes
+    )
 
 
 def _inputs_of(module: nn.Module, example_inputs: Any) -> Inputs:

@@ -13,26 +13,57 @@ from fxcompress.graph.calls import Reference, call_of
 from fxcompress.graph.module import CompiledModule, get_tensor
 
 
+class Constants:
+    """Filled node by node, in the order of the graph; what is rounded is no constant."""
+
+    def __init__(self, module: CompiledModule) -> None:
+        self._module = module
+        self._values: dict[Any, Tensor] = {}
+
+    def see(self, node: fx.Node) -> None:
+        """Compute ``node`` if everything that it reads is known."""
+        if node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            value = getattr(self._module.get_submodule(owner), attribute)
+            if isinstance(value, Tensor):
+                self._values[node] = value.detach()
+        elif callable(node.target) and node.target is not ops.fake_quantize:
+            sources = node.all_input_nodes
+            if sources and all(source in self._values for source in sources):
+                find: Any = self._values.__getitem__
+                args, kwargs = fx.node.map_arg(node.args, find), fx.node.map_arg(node.kwargs, find)
+                with torch.no_grad():
+                    value = node.target(*args, **kwargs)
+                if isinstance(value, Tensor):
+                    self._values[node] = value
+
+    def of(self, value: Any) -> Tensor | None:
+        """The value of a parameter, or of a node that was seen; ``None`` if it depends on the input."""
+        if isinstance(value, Reference):
+            return get_tensor(self._module, value).detach()
+        return self._values.get(value)
+
+
 def constant(module: CompiledModule, value: Any) -> Tensor | None:
     """The value of an operand (a ``Ref``) that no input reaches, detached; ``None`` for any other.
 
     What a quantizer rounds is none: its value follows the quantizer.
     """
-    if isinstance(value, Reference):
-        return get_tensor(module, value).detach()
-    if not isinstance(value, fx.Node):
-        return None
-    if value.op == "get_attr":
-        return get_tensor(module, str(value.target)).detach()
-    if value.op != "call_function" or value.target is ops.fake_quantize or not value.all_input_nodes:
-        return None
-    known = {source: constant(module, source) for source in value.all_input_nodes}
-    if any(found is None for found in known.values()):
-        return None
-    find: Any = known.__getitem__
-    with torch.no_grad():
-        made = value.target(*fx.node.map_arg(value.args, find), **fx.node.map_arg(value.kwargs, find))  # type: ignore[operator]
-    return made if isinstance(made, Tensor) else None
+    constants = Constants(module)
+    pending = [value] if isinstance(value, fx.Node) else []
+    seen: set[fx.Node] = set()
+    while pending:
+        node = pending[-1]
+        if node.op == "placeholder" or node.target is ops.fake_quantize:
+            return None
+        missing = [source for source in node.all_input_nodes if source not in seen]
+        if missing:
+            pending += missing
+        else:
+            pending.pop()
+            seen.add(node)
+            constants.see(node)
+    return constants.of(value)
 
 
 def is_masked(value: Any) -> bool:

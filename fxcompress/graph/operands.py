@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxcompress import ops
 from fxcompress.graph.calls import Aten, Attribute, Reference, TensorInfo, call_of, positions
-from fxcompress.graph.module import CompiledModule, get_tensor
+from fxcompress.graph.module import CompiledModule, free_name, get_tensor
 
 
 def read_tensor(module: CompiledModule, name: str, before: fx.Node) -> fx.Node:
@@ -16,6 +16,13 @@ def read_tensor(module: CompiledModule, name: str, before: fx.Node) -> fx.Node:
         node = module.graph.create_node("get_attr", name, (), {})
     node.meta["tensor"] = TensorInfo(tuple(tensor.shape), tensor.dtype, (False,) * tensor.dim())
     return node
+
+
+def add_buffer(module: CompiledModule, name: str, value: Tensor, before: fx.Node) -> fx.Node:
+    """A node in front of ``before`` that reads a new buffer: ``name``, with a number where it is taken."""
+    free = name if not hasattr(module, name) else free_name(module, name)
+    module.register_buffer(free, value)
+    return read_tensor(module, free, before)
 
 
 def operand_node(module: CompiledModule, node: fx.Node, argument: str) -> fx.Node | None:

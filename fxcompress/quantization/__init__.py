@@ -3,12 +3,15 @@
 from fxcompress.quantization.base import Quantizer
 from fxcompress.quantization.bnn import BNNQuantizer
 from fxcompress.quantization.dorefa import DoReFaQuantizer
+from fxcompress.quantization.dynamic import DynamicQuantizer
+from fxcompress.quantization.gptq import GPTQQuantizer
 from fxcompress.quantization.grad import QuantGrad, QuantType
 from fxcompress.quantization.lsq import LSQQuantizer
 from fxcompress.quantization.naive import NaiveQuantizer
 from fxcompress.quantization.ptq import PTQ_Quantizer
 from fxcompress.quantization.qat import QAT_Quantizer
 from fxcompress.quantization.registry import QUANTIZERS, register
+from fxcompress.quantization.weight_only import WeightOnlyQuantizer
 from fxcompress.quantization.wrapper import Wrapper
 
 for _quantizer in (
@@ -18,6 +21,9 @@ for _quantizer in (
     BNNQuantizer,
     LSQQuantizer,
     PTQ_Quantizer,
+    WeightOnlyQuantizer,
+    GPTQQuantizer,
+    DynamicQuantizer,
 ):
     register(_quantizer)
 
@@ -25,6 +31,8 @@ __all__ = [
     "QUANTIZERS",
     "BNNQuantizer",
     "DoReFaQuantizer",
+    "DynamicQuantizer",
+    "GPTQQuantizer",
     "LSQQuantizer",
     "NaiveQuantizer",
     "PTQ_Quantizer",
@@ -32,6 +40,7 @@ __all__ = [
     "QuantGrad",
     "QuantType",
     "Quantizer",
+    "WeightOnlyQuantizer",
     "Wrapper",
     "register",
 ]

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -62,6 +64,10 @@ class Quantizer(Compressor[Wrapper]):
     """The ``quant_types`` of entries that give none; ``None``: what integer kernels need."""
     only_types: ClassVar[tuple[str, ...]] = ("weight", "input", "output")
     """The ``quant_types`` it can round."""
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Further keys (``quant_bits``, ...) of entries that give none, where they are not the usual."""
+    moves: ClassVar[bool] = True
+    """Whether a rounding may stand in front of operators that pass values on, with the range there."""
 
     def __init__(
         self,
@@ -116,14 +122,16 @@ class Quantizer(Compressor[Wrapper]):
     def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
         """Insert fake-quantize nodes for ``settings`` into the captured ``module``."""
         self.bound_model = module
+        settings = {name: self._completed(s) for name, s in settings.items()}
+        self._refuse_types(settings)
         rounded = [n for n, s in settings.items() if {"input", "output"} & set(s.quant_types)]
         absorb_batch_norm(module, rounded)
         self.prepare(module, settings)
-        exactly = all("quant_types" in s.sources for s in settings.values())
+        exactly = self.default_types is not None or all("quant_types" in s.sources for s in settings.values())
         if not exactly:
             decompose_activations(module, gated(module, settings))
         barred = [n for n, why in self.selection.unselected.items() if why.startswith("excluded")]
-        placement = Placement(module, settings, barred=barred, exactly=exactly)
+        placement = Placement(module, settings, barred=barred, exactly=exactly, moves=self.moves)
         self.settings = settings | placement.joined
         self._wrap(Wrapper(n, _module_of(module, n), s) for n, s in self.settings.items())
         by_name = {wrapper.name: wrapper for wrapper in self.wrappers}
@@ -259,21 +267,36 @@ class Quantizer(Compressor[Wrapper]):
         cls, model: nn.Module, config_list: list[dict[str, Any]], module: CompiledModule | None = None
     ) -> Selection:
         """What the config list selects, this quantizer standing where an entry names none."""
-        given = {"quantizer": cls.name, **({"quant_types": cls.default_types} if cls.default_types else {})}
+        given = {"quantizer": cls.name}
         named = [_named(e, given) if isinstance(e, dict) else e for e in config_list]
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
         names = {**known_quantizers(), cls.name: cls.op_types}
         known = {**known_pruners(), **names}
         selection = select(parse(named, quantizers=names), targets, known, captured=module is not None)
-        for layer, settings in selection.quantization.items():
-            wrong = [t for t in settings.quant_types if t not in cls.only_types]
-            if settings.quantizer == cls.name and wrong:
-                where = settings.sources.get("quant_types")
-                raise ConfigError(
-                    f"config_list[{where}]: quant_types: expected some of {', '.join(cls.only_types)} for "
-                    f"quantizer {cls.name!r}, got {wrong[0]!r} (layer {layer!r}); leave it out"
-                )
+        cls._refuse_types({n: s for n, s in selection.quantization.items() if s.quantizer == cls.name})
         return selection
+
+    @classmethod
+    def own_defaults(cls) -> dict[str, Any]:
+        """What it takes for granted where no entry says otherwise, by field of ``QuantSettings``."""
+        types = {} if cls.default_types is None else {"quant_types": cls.default_types}
+        return {**types, **cls.defaults}
+
+    def _completed(self, settings: QuantSettings) -> QuantSettings:
+        """The settings with its own defaults, which those of an algorithm that is not registered lack."""
+        own = self.own_defaults()
+        return replace(settings, **{key: own[key] for key in own if key not in settings.sources})
+
+    @classmethod
+    def _refuse_types(cls, chosen: Mapping[str, QuantSettings]) -> None:
+        for layer, settings in chosen.items():
+            wrong = [t for t in settings.quant_types if t not in cls.only_types]
+            if wrong and "quant_types" in settings.sources:
+                raise ConfigError(
+                    f"config_list[{settings.sources['quant_types']}]: quant_types: expected some of "
+                    f"{', '.join(cls.only_types)} for quantizer {cls.name!r}, got {wrong[0]!r} (layer "
+                    f"{layer!r}); leave it out"
+                )
 
 
 def grid_of(spot: Spot) -> Grid:

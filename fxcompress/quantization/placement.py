@@ -120,11 +120,15 @@ class Placement:
         *,
         barred: Collection[str] = (),
         exactly: bool = False,
+        moves: bool = True,
     ) -> None:
-        """``barred``: targets that must not join a region; ``exactly``: nothing joins."""
+        """``barred``: targets that must not join a region; ``exactly``: nothing joins; ``moves``: whether
+        what is read behind operators that pass values on is rounded in front of them.
+        """
         self._module = module
         self._calls = layer_calls(module)
         self._exactly = exactly
+        self._moves = moves
         self._requests: dict[fx.Node, list[_Request]] = {}
         self._settings = {name: s for name, s in settings.items() if name in self._calls}
         self.joined: dict[str, QuantSettings] = {}
@@ -202,7 +206,8 @@ class Placement:
                 needed = not self._exactly and needs_output(call) and "input" in settings.quant_types
                 if "output" in settings.quant_types or needed:
                     self._ask(clipped(call.node), _Request(name, "output", settings, everyone=True))
-        self._move_in_front()
+        if self._moves:
+            self._move_in_front()
         for source, requests in self._requests.items():
             maker = call_of(source)
             bounds = None if maker is None else BOUNDS.get(maker.op)

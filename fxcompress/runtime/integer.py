@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcompress.errors import ExportError
-from fxcompress.runtime import movement, pointwise, pooling, products
+from fxcompress.runtime import dynamic, movement, pointwise, pooling, products
 from fxcompress.runtime.arithmetic import Inputs, present
 from fxcompress.runtime.graphs import Array, Graph, Node
 from fxcompress.runtime.single import run_node
@@ -27,6 +27,7 @@ KERNELS: Mapping[str, Kernel] = {
     "QGemm": products.qgemm,
     "QLinearMatMul": products.qlinear_matmul,
     "MatMulIntegerToFloat": products.matmul_integer_to_float,
+    "DynamicQuantizeMatMul": dynamic.dynamic_quantize_matmul,
     "QLinearAdd": pointwise.qlinear_add,
     "QLinearMul": pointwise.qlinear_mul,
     "QLinearConcat": pointwise.qlinear_concat,

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from fxcompress.runtime.dynamic import scaled, scales
 from fxcompress.runtime.graphs import Node, layer_of
 from fxcompress.runtime.integer import KERNELS, MOVERS, QUANTIZERS
 from fxcompress.runtime.optimized import Optimized, optimize
@@ -24,7 +25,9 @@ from fxcompress.runtime.reasons import Reason, explain, misread, requantization
 
 _SHAPES = ("Shape", "Size")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_WITH_BIAS = ("QGemm", "MatMulIntegerToFloat")
+_WITH_BIAS = {"QGemm": 6, "MatMulIntegerToFloat": 6, "DynamicQuantizeMatMul": 4, "MatMulNBits": 5}
+"""Kernels with a float result → the position of the bias that they may hold."""
+_FLOAT_RESULTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 _VANISHING = MOVERS | {"Cast", "Dropout"}
 
 
@@ -89,9 +92,11 @@ def lint(file: str | os.PathLike[str] | Optimized) -> Lint:
                 reason: Reason | None = requantization(node, source)
                 operators.append(Operator(layer_of(node, source), node.name, "Requantize", "float", reason))
             continue
-        if node.name not in fates.carriers:
+        if node.name not in fates.carriers or fates.merged(node):
             continue
         kernel, integer = fates.of(node)
+        if kernel == "MatMulNBits" and node.op != kernel:
+            continue  # its bias
         reason = misread(node, source) if integer else explain(node, source)
         operators.append(Operator(layer_of(node, source), node.name, node.op, kernel, reason))
     return Lint(optimized.path, tuple(operators))
@@ -118,6 +123,7 @@ class _Fates:
         if node.op in _VANISHING and node.op not in ACTIVATIONS:
             return "nothing (removed)", True
         before = next(self.source.sources(node), None)
+        before = before and (scaled(before, self.source) or before)
         if before is None or before.op in QUANTIZERS or not self._merges(node, before):
             return node.op, False
         return self.of(before)
@@ -127,7 +133,12 @@ class _Fates:
         if node.op in ACTIVATIONS:
             return True
         made = self._made.get(before.name)
-        return node.op == "Add" and made is not None and made.op in _WITH_BIAS and made.given(6) is not None
+        return node.op == "Add" and made is not None and _holds_bias(made)
+
+    def merged(self, node: Node) -> bool:
+        """Whether ``node`` only brings the integers of a dynamic product to scale, and its kernel does so."""
+        product = scaled(node, self.source)
+        return node.name not in self._made and (scales(node, self.source) or product is not None)
 
     def requantizes(self, node: Node) -> bool:
         """Whether a QuantizeLinear of the file and of the optimized graph reads a DequantizeLinear."""
@@ -137,6 +148,10 @@ class _Fates:
             before = graph.producers.get(found.inputs[0]) if found else None
             pairs.append(before is not None and before.op == "DequantizeLinear")
         return all(pairs)
+
+
+def _holds_bias(made: Node) -> bool:
+    return made.op in _WITH_BIAS and made.given(_WITH_BIAS[made.op]) is not None
 
 
 def _carriers(optimized: Optimized) -> Iterator[str]:
@@ -149,7 +164,7 @@ def _carriers(optimized: Optimized) -> Iterator[str]:
             continue
         reached.update(node.outputs)
         floats = any(kinds.get(value, TensorProto.FLOAT) in _FLOATS for value in node.outputs if value)
-        if floats and node.op not in QUANTIZERS:
+        if node.op == "MatMulInteger" or (floats and node.op not in (*QUANTIZERS, "DynamicQuantizeLinear")):
             yield node.name
 
 
@@ -168,7 +183,7 @@ def _integer_values(optimized: Optimized) -> frozenset[str]:
     kinds = (TensorProto.UINT8, TensorProto.INT8)
     found = {v.name for v in optimized.model.graph.input if v.type.tensor_type.elem_type in kinds}
     for node in optimized.graph.nodes:
-        leaves = node.op == "MatMulIntegerToFloat" or (node.op == "QGemm" and node.given(7) is None)
+        leaves = node.op in _FLOAT_RESULTS or (node.op == "QGemm" and node.given(7) is None)
         if (
             node.op == "QuantizeLinear"
             or (node.op in KERNELS and not leaves)

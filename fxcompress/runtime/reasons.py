@@ -73,6 +73,11 @@ def _kernel(site: Site) -> Reason | None:
         return Reason(
             f"Resize has an integer kernel for nearest only, not for {node.attributes['mode']}", _PLACE
         )
+    if node.op == "MatMulNBits":
+        return Reason(
+            f"its weight is stored in {node.attributes['bits']} bits and multiplied in float",
+            "nothing: that was asked for; for products of integers use quantizer 'dynamic' or 'ptq'",
+        )
     if node.op in QUANTIZED_OUTPUT | SAME_SCALE | PRODUCTS or node.op in ACTIVATIONS:
         return None
     return Reason(f"onnxruntime has no integer kernel for {node.op}", REMEDIES.get(node.op, _PLACE))

@@ -12,6 +12,7 @@ from fxcompress.config.registry import known_pruners
 from fxcompress.config.schema import parse
 from fxcompress.config.select import select
 from fxcompress.config.targets import Target
+from fxcompress.config.values import PerType
 from fxcompress.errors import ConfigError
 
 GOLDEN = """\
@@ -105,3 +106,14 @@ def test_explaining_leaves_the_model_as_it_was() -> None:
     explain(net, CONFIG)
     assert net.training
     assert all(value.equal(before[key]) for key, value in net.state_dict().items())
+
+
+def test_defaults_are_those_of_the_quantizer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 2))
+    conv, linear = explain(model, [{"quantizer": "weight_only"}]).rows
+    assert conv.settings == ()
+    assert {s.key: s.value for s in linear.settings} == {
+        "quantizer": "weight_only",
+        "quant_types": ("weight",),
+        "quant_bits": PerType(4, 8, 8),
+    }

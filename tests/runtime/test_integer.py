@@ -261,6 +261,24 @@ def test_a_product_with_a_float_bias(tmp_path: Path) -> None:
 
 
 @needs_vnni
+@pytest.mark.parametrize("columns", [1, 48])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_product_whose_range_is_that_of_the_input(
+    columns: int, bias: bool, zeros: bool, tmp_path: Path
+) -> None:
+    def make(build: Builder) -> str:
+        weight = build.constant(build.random.integers(-127, 128, (64, 48)).astype(np.int8))
+        scales = build.constant(build.random.uniform(0.001, 0.01, columns).astype(np.float32))
+        zero = build.constant(build.random.integers(-9, 9, columns).astype(np.int8)) if zeros else ""
+        added = build.constant(build.random.standard_normal(48).astype(np.float32)) if bias else ""
+        inputs = (build.input(("n", 17, 64)), weight, scales, zero, added)
+        return build.op("DynamicQuantizeMatMul", *inputs, domain="com.microsoft")
+
+    check(make, "DynamicQuantizeMatMul", tmp_path)
+
+
+@needs_vnni
 def test_unsigned_weights_with_a_zero_point(tmp_path: Path) -> None:
     def make(build: Builder) -> str:
         stored = build.constant(build.random.integers(0, 256, (8, 4, 3, 3)).astype(np.uint8))

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -343,9 +344,49 @@ CLEAN: dict[str, tuple[Make, list[tuple[str, str]]]] = {
     "Gemm, float bias": (lambda b: gemm(b, bias=False, leave=False), [("Gemm", "QGemm")]),
     "MatMul to float": (lambda b: matmul(b, "n", bias=False), [("MatMul", "MatMulIntegerToFloat")]),
     "MatMul, bias": (lambda b: matmul(b, 2, leave=False), [("MatMul", "QGemm"), ("Add", "QGemm")]),
+    "MatMul, dynamic": (lambda b: dynamic(b), [("MatMulInteger", "DynamicQuantizeMatMul")]),
+    "MatMul, dynamic, bias": (
+        lambda b: dynamic(b, bias=True),
+        [("MatMulInteger", "DynamicQuantizeMatMul"), ("Add", "DynamicQuantizeMatMul")],
+    ),
     "Resize": (lambda b: resized(b, "nearest"), [("Resize", "Resize")]),
     "Softmax": (unary("Softmax", 1 / 256), [("Softmax", "QLinearSoftmax")]),
 }
+
+
+def dynamic(build: Builder, bias: bool = False) -> str:
+    """A product of integers whose input has the range it has."""
+    integers = build.op("DynamicQuantizeLinear", build.input(("n", 16)), outputs=3)
+    weight = build.constant(build.random.integers(-127, 128, (16, 8)).astype(np.int8))
+    product = build.op("MatMulInteger", integers, weight, f"{integers}.2")
+    scale = build.op("Mul", f"{integers}.1", build.constant(np.full(8, 0.01, np.float32)))
+    scaled = build.op("Mul", build.op("Cast", product, to=onnx.TensorProto.FLOAT), scale)
+    return build.op("Add", scaled, build.constant(np.ones(8, np.float32))) if bias else scaled
+
+
+def test_a_scale_that_does_not_belong_to_a_product_is_seen(tmp_path: Path) -> None:
+    def make(build: Builder) -> str:
+        value = dynamic(build)
+        return build.op("Mul", value, build.constant(np.float32(3.0)))
+
+    found = look(make, tmp_path)
+    assert [operator.op for operator in found.operators] == ["MatMulInteger", "Mul"]
+    assert [operator.op for operator in found.floats] == ["Mul"]
+
+
+def test_weights_of_few_bits_are_told_from_integers(tmp_path: Path) -> None:
+    def make(build: Builder) -> str:
+        packed = build.constant(build.random.integers(0, 256, (8, 1, 8)).astype(np.uint8))
+        scales = build.constant(np.full((8, 1), 0.01, np.float32))
+        value = build.input(("n", 16))
+        made = build.op(
+            "MatMulNBits", value, packed, scales, domain="com.microsoft", K=16, N=8, bits=4, block_size=16
+        )
+        return build.op("Add", made, build.constant(np.ones(8, np.float32)))
+
+    [operator] = look(make, tmp_path).operators
+    assert operator.reason is not None
+    assert operator.reason.what == "its weight is stored in 4 bits and multiplied in float"
 
 
 @pytest.mark.parametrize("case", CLEAN)

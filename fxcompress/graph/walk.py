@@ -1,0 +1,45 @@
+"""Walk a graph node by node on many batches at once, so that what comes first can change what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+from torch.fx import _pytree as fx_pytree
+
+from fxcompress.graph.inputs import Inputs
+from fxcompress.graph.module import CompiledModule
+
+
+class Walk:
+    """What the nodes of ``order`` yield on each of ``batches``; of what no later node reads nothing is kept.
+
+    All that is alive at a place of the graph is in memory for all batches.
+    """
+
+    def __init__(self, module: CompiledModule, order: Sequence[fx.Node], batches: Sequence[Inputs]) -> None:
+        self._runs = [_run(module, batch) for batch in batches]
+        last = {source: node for node in order for source in node.all_input_nodes}
+        self._done: dict[fx.Node, list[fx.Node]] = {}
+        for source, node in last.items():
+            self._done.setdefault(node, []).append(source)
+
+    def values(self, node: fx.Node) -> list[Any]:
+        """What ``node`` yielded, for each batch."""
+        return [run.env[node] for run in self._runs]
+
+    def step(self, node: fx.Node) -> None:
+        """Compute ``node`` on every batch."""
+        for run in self._runs:
+            run.env[node] = run.run_node(node)
+            for source in self._done.get(node, ()):
+                del run.env[source]
+
+
+def _run(module: CompiledModule, batch: Inputs) -> fx.Interpreter:
+    run = fx.Interpreter(module, garbage_collect_values=False)
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    leaves = batch[0] if info is None else fx_pytree.tree_flatten_spec(batch, info.in_spec)
+    run.args_iter = iter(leaves)
+    return run

@@ -1,0 +1,82 @@
+"""What quantizers share that work on linear layers alone."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fxcompress.config import Selection
+from fxcompress.config.settings import QuantSettings
+from fxcompress.config.values import DEFAULT_BITS, DEFAULT_SCHEME
+from fxcompress.errors import ConfigError
+from fxcompress.graph.module import CompiledModule
+from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.grouped import GroupFakeQuantize
+from fxcompress.quantization.base import Quantizer
+from fxcompress.quantization.placement import layer_calls
+from fxcompress.quantization.wrapper import Wrapper
+
+
+class LinearQuantizer(Quantizer, ABC):
+    """Rounds ``y = x Wᵀ + b`` with ``W`` ``[out, in]``, and refuses every other operator by name."""
+
+    op_types = frozenset({"Linear"})
+
+    def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
+        """As the base's.
+
+        Raises:
+            ConfigError: for a layer that is not linear.
+        """
+        calls = layer_calls(module)
+        for name in settings:
+            other = next((call.op for call in calls.get(name, ()) if call.op != "linear"), None)
+            if other is not None:
+                raise ConfigError(
+                    f"quantizer {self.name!r}: expected linear layers, got {name!r} ({other}); select "
+                    "'op_types': ['Linear'] in its config entry"
+                )
+        super().attach(module, settings)
+
+
+class GroupQuantizer(LinearQuantizer, ABC):
+    """Rounds weights with a scale for every ``group_size`` inputs of every output, and no activations."""
+
+    default_types = ("weight",)
+    only_types = ("weight",)
+    defaults: ClassVar[dict[str, Any]] = {
+        "quant_bits": replace(DEFAULT_BITS, weight=4),
+        "quant_scheme": replace(DEFAULT_SCHEME, weight="per_channel_affine"),
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]] | Selection,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        group_size: int = 32,
+        **options: Any,
+    ) -> None:
+        """As the base's.
+
+        Args:
+            group_size: inputs that share a scale: a power of two from 16, as ``MatMulNBits`` has them.
+
+        Raises:
+            ConfigError: for another one.
+        """
+        if not isinstance(group_size, int) or group_size < 16 or group_size & (group_size - 1):
+            raise ConfigError(
+                f"group_size: expected a power of two of at least 16, got {group_size!r}; try 32"
+            )
+        super().__init__(model, config_list, optimizer, **options)
+        self.group_size = group_size
+
+    def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> GroupFakeQuantize:
+        """The range at hand of every group."""
+        return GroupFakeQuantize(grid, self.group_size)
