@@ -9,21 +9,30 @@ which is ONNX's ``DynamicQuantizeLinear`` and the arithmetic of onnxruntime: ``x
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fxcompress.numerics.fake_quantize import FakeQuantize
+from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.observers import Observer
 
 DYNAMIC = Grid(8, signed=False, symmetric=False)
 """The one grid that ``DynamicQuantizeLinear`` has."""
 
 
+@storable
 class DynamicFakeQuantize(FakeQuantize):
     """Rounds to unsigned 8 bits over the range at hand, in train and in eval mode; all gradients pass."""
 
     def __init__(self) -> None:
         super().__init__(DYNAMIC)
+
+    @classmethod
+    def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> DynamicFakeQuantize:
+        return cls()
 
     def simulate(self, x: Tensor) -> Tensor:
         """``x̂``."""

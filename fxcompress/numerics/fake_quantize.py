@@ -123,13 +123,13 @@ class FakeQuantize(TensorQuantizer):
     def restored(cls, options: Mapping[str, Any]) -> FakeQuantize:
         """One with these options, nothing seen yet."""
         chosen = dict(options["observer"])
-        twin = cls._made(Grid(**options["grid"]), OBSERVERS[chosen.pop("name")](**chosen))
+        twin = cls._made(Grid(**options["grid"]), OBSERVERS[chosen.pop("name")](**chosen), options)
         for name in ("quantizing", "observing", "calibrating"):
             setattr(twin, name, bool(options[name]))
         return twin
 
     @classmethod
-    def _made(cls, grid: Grid, observer: Observer) -> FakeQuantize:
+    def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> FakeQuantize:
         return cls(grid, observer)
 
     def integers(self, x: Tensor) -> Tensor:

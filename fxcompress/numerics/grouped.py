@@ -9,17 +9,21 @@ change none (Dettmers, Zettlemoyer, The case for 4-bit precision, ICML 2023). Sc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxcompress.errors import FxcompressError
-from fxcompress.numerics.fake_quantize import FakeQuantize
+from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.observers import Observer
 
 
+@storable
 class GroupFakeQuantize(FakeQuantize):
     """Rounds ``[out, in]`` over the range at hand of every group; gradients pass straight through."""
 
@@ -60,6 +64,14 @@ class GroupFakeQuantize(FakeQuantize):
         zeros = self.zero_point + up
         rows = weight.shape[0]
         return integers.to(torch.uint8).reshape(rows, -1), zeros.to(torch.uint8).reshape(rows, -1)
+
+    def options(self) -> dict[str, Any]:
+        """The base's, and the size of a group."""
+        return {**super().options(), "group_size": self.group_size}
+
+    @classmethod
+    def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> GroupFakeQuantize:
+        return cls(grid, int(options["group_size"]))
 
     def extra_repr(self) -> str:
         """``4-bit unsigned affine, in groups of 32``."""

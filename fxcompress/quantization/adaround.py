@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.constants import constant
 from fxcompress.graph.module import CompiledModule
-from fxcompress.numerics.fake_quantize import FakeQuantize
+from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.passes.links import label
 from fxcompress.progress import shown
 from fxcompress.quantization.grad import straight_through
@@ -41,6 +41,7 @@ TRAVEL = 10.0
 """Learning rate · steps: the paper's 10,000 steps of 1e-3. Fewer steps are larger, so that ``h`` arrives."""
 
 
+@storable
 class AdaptiveRounding(FakeQuantize):
     """Rounds a weight up where ``up`` says so and down elsewhere; to nearest until ``begin``.
 

@@ -22,6 +22,7 @@ from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.graph.operands import operand_node
 from fxcompress.graph.walk import Walk
+from fxcompress.numerics.fake_quantize import storable
 from fxcompress.numerics.grid import Grid
 from fxcompress.numerics.grouped import GroupFakeQuantize
 from fxcompress.progress import shown
@@ -35,6 +36,7 @@ BLOCK = 128
 """Columns after which the later ones are brought up to date."""
 
 
+@storable
 class GPTQWeight(GroupFakeQuantize):
     """Rounds ``W + shift`` on scales that stay: ``shift`` ``[out, in]`` takes the weight that GPTQ has seen
     to the one that it chose, so that training may go on from there.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class LearnedStep(FakeQuantize):
         self.register_buffer("begun", torch.tensor(False))
 
     @classmethod
-    def _made(cls, grid: Grid, observer: Observer) -> LearnedStep:
+    def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> LearnedStep:
         return cls(grid)
 
     def observe(self, x: Tensor) -> None:

@@ -37,7 +37,7 @@ def test_every_slice_has_a_range_of_its_own() -> None:
     assert (low.tolist(), high.tolist()) == ([-3.0, 1.0], [0.5, 4.0])
 
 
-@pytest.mark.parametrize("name", sorted(OBSERVERS))
+@pytest.mark.parametrize("name", sorted(set(OBSERVERS) - {"fixed"}))
 def test_infinities_are_no_range(name: str) -> None:
     masked = torch.cat([torch.linspace(-1, 1, 99), torch.tensor([-torch.inf])])
     low, high = observed(name, [masked])
