@@ -162,3 +162,9 @@ def test_the_zoo_and_latency_figures_of_the_readme_are_the_recorded_ones() -> No
     assert f"runs {1 / latency['gain']['ratio']:.1f}× faster than the dense one" in readme
     assert f"in {latency['forward']['ratio']:.2f} of the time of a ResNet built at those widths" in readme
     assert f"a masked training step takes {latency['step']['ratio']:.2f} of the dense one's" in readme
+    fuzz = json.loads((results / "fuzz.json").read_text(encoding="utf-8"))
+    assert (fuzz["failures"], fuzz["ruled_operators_never_seen"]) == ([], [])
+    assert f"Of {fuzz['networks']:,} random networks" in readme
+    speed = json.loads((results / "compiler_speed.json").read_text(encoding="utf-8"))["rows"]
+    ratios = [row["torch_pruning"] / row["speedup"] for row in speed]
+    assert f"{min(ratios):.2f} to {max(ratios):.0f} times less processor time" in readme
