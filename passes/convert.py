@@ -31,7 +31,7 @@ from fxcompress.graph.operands import add_buffer, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import Grid
-from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING
+from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING, quantizer_name
 from fxcompress.passes.lower_linear import lower_linear, settled
 
 _q = torch.ops.quantized_decomposed  # defined by the import of _decomposed
@@ -112,7 +112,7 @@ class _Converter:
         if not quantizer.quantizing:
             node.replace_all_uses_with(source)  # type: ignore[arg-type]
             return
-        name, value = str(owner.target).rpartition(".")[2], self._constants.of(source)  # type: ignore[union-attr]
+        name, value = quantizer_name(node), self._constants.of(source)
         settled(name, quantizer, value)
         numbers = Numbers(
             quantizer.grid, quantizer.scale.detach(), quantizer.zero_point.round().to(torch.int32)

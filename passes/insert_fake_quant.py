@@ -81,6 +81,11 @@ def quantizers(module: CompiledModule) -> dict[str, nn.Module]:
     return {} if container is None else dict(container.named_children())
 
 
+def quantizer_name(node: fx.Node) -> str:
+    """The name of the quantizer by which a fake-quantize node rounds."""
+    return str(node.all_input_nodes[-1].target).rpartition(".")[2]
+
+
 def _insert(
     module: CompiledModule, source: fx.Node, readers: Sequence[fx.Node] | None, quantizer: str
 ) -> fx.Node:

@@ -26,6 +26,7 @@ from fxcompress.kernels import pack  # its import registers the operators
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grouped import GroupFakeQuantize
+from fxcompress.passes.insert_fake_quant import quantizer_name
 
 PACKED_BITS = (4, 8)
 """The widths that onnxruntime's ``MatMulNBits`` computes with on every platform."""
@@ -53,10 +54,8 @@ def quantizer_of(module: CompiledModule, value: Any) -> tuple[str, FakeQuantize]
     """The name and the quantizer that rounds ``value``, where a fake-quantize node yields it and rounds."""
     if not isinstance(value, fx.Node) or value.target is not ops.fake_quantize:
         return None
-    path = str(value.args[1].target)  # type: ignore[union-attr]
-    found = module.get_submodule(path)
-    named = path.rpartition(".")[2]
-    return (named, found) if isinstance(found, FakeQuantize) and found.quantizing else None
+    found = module.get_submodule(str(value.args[1].target))  # type: ignore[union-attr]
+    return (quantizer_name(value), found) if isinstance(found, FakeQuantize) and found.quantizing else None
 
 
 def settled(name: str, quantizer: FakeQuantize, value: Tensor | None) -> FakeQuantize:
@@ -146,7 +145,7 @@ class _Lowering:
                 f"{name!r}: DynamicQuantizeLinear reads float32, and the layer is {value.dtype}; call "
                 "module.float() first"
             )
-        integers = quantizer.grid.quantize(value, quantizer.scale, quantizer.zero_point).to(torch.int8)
+        integers = quantizer.integers(value).to(torch.int8)
         weight = self._buffer(f"{name}_integers", integers.T.contiguous(), call.node)
         scale = self._buffer(f"{name}_scale", quantizer.scale.detach(), call.node)
         self._replace(call, torch.ops.fxcompress.dynamic_matmul.default, (x, weight, scale))

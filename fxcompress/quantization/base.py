@@ -34,7 +34,7 @@ from fxcompress.config.schema import QUANT_KEYS
 from fxcompress.config.settings import QuantSettings
 from fxcompress.errors import ConfigError, FxcompressError, did_you_mean
 from fxcompress.graph.capture import capture
-from fxcompress.graph.module import CompiledModule, eval_mode
+from fxcompress.graph.module import CompiledModule
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import Grid
 from fxcompress.numerics.observers import FixedObserver
@@ -47,7 +47,7 @@ from fxcompress.quantization.custom import ByMethod
 from fxcompress.quantization.grad import QuantGrad, QuantType
 from fxcompress.quantization.placement import Placement, Spot, gated, tensors_of
 from fxcompress.quantization.wrapper import Wrapper
-from fxcompress.training.batches import inputs_of
+from fxcompress.training.batches import run_batches
 from fxcompress.training.compressor import Compressor
 
 
@@ -188,10 +188,7 @@ class Quantizer(Compressor[Wrapper]):
         for quantizer in states:
             quantizer.observing, quantizer.calibrating, quantizer.quantizing = True, True, False
         try:
-            with eval_mode(module), torch.no_grad():
-                for batch in data:
-                    args, kwargs = inputs_of(module, batch)
-                    module(*args, **kwargs)
+            run_batches(module, data)
         finally:
             for quantizer, state in states.items():
                 quantizer.observing, quantizer.calibrating, quantizer.quantizing = state
@@ -267,8 +264,7 @@ class Quantizer(Compressor[Wrapper]):
         cls, model: nn.Module, config_list: list[dict[str, Any]], module: CompiledModule | None = None
     ) -> Selection:
         """What the config list selects, this quantizer standing where an entry names none."""
-        given = {"quantizer": cls.name}
-        named = [_named(e, given) if isinstance(e, dict) else e for e in config_list]
+        named = [_named(e, cls.name) if isinstance(e, dict) else e for e in config_list]
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
         names = {**known_quantizers(), cls.name: cls.op_types}
         known = {**known_pruners(), **names}
@@ -314,7 +310,7 @@ def _module_of(module: CompiledModule, name: str) -> nn.Module:
     return nn.Module() if found is None else found
 
 
-def _named(entry: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The entry with the algorithm's own keys where it quantizes and does not give them."""
+def _named(entry: dict[str, Any], quantizer: str) -> dict[str, Any]:
+    """The entry with the algorithm's name where it quantizes and names none."""
     quantizes = any(key in entry for key in QUANT_KEYS) and not entry.get("exclude")
-    return {**given, **entry} if quantizes else entry
+    return {"quantizer": quantizer, **entry} if quantizes else entry

@@ -25,9 +25,9 @@ from fxcompress.config.settings import QuantSettings
 from fxcompress.graph.calls import Call, Reference, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.shapes import element_info
-from fxcompress.passes.insert_fake_quant import PASSING, Rounded
+from fxcompress.passes.insert_fake_quant import PASSING, Rounded, quantizer_name
 
-WEIGHTS = {"addmm": "mat2", "baddbmm": "batch2"}
+WEIGHTS = {"addmm": "mat2"}
 """Operators whose weight is another argument than ``weight``."""
 COMPUTING = frozenset(
     {
@@ -77,7 +77,7 @@ class _Request:
 def weight_argument(call: Call) -> str | None:
     """The argument that holds the layer's weight."""
     name = WEIGHTS.get(call.op, "weight")
-    return name if call.op in COMPUTING and call.get(name) is not None and call.op != "baddbmm" else None
+    return name if call.op in COMPUTING and call.get(name) is not None else None
 
 
 def weight_axis(call: Call) -> int:
@@ -274,7 +274,7 @@ def tensors_of(node: fx.Node) -> dict[str, str]:
     found = {tensor: by for tensor, ref in operands.items() if (by := _rounded_by(ref))}
     for user in clipped(node).users:
         if user.target is ops.fake_quantize:
-            found["output"] = str(user.args[1].target).rpartition(".")[2]  # type: ignore[union-attr]
+            found["output"] = quantizer_name(user)
     return found
 
 
@@ -282,7 +282,7 @@ def _rounded_by(node: fx.Node) -> str | None:
     """The quantizer that rounded a value, perhaps in front of operators that passed it on."""
     while True:
         if node.target is ops.fake_quantize:
-            return str(node.args[1].target).rpartition(".")[2]  # type: ignore[union-attr]
+            return quantizer_name(node)
         call = call_of(node)
         if call is None or call.op not in PASSING or not node.all_input_nodes:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.inputs import Inputs
-from fxcompress.graph.module import CompiledModule
+from fxcompress.graph.module import CompiledModule, eval_mode
 
 
 def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
@@ -41,6 +41,14 @@ def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
             "pass data whose batches begin with the model's inputs, or a dict of its keyword inputs"
         )
     return pytree.tree_map(lambda x: x.to(device, copy=True) if isinstance(x, Tensor) else x, taken)  # type: ignore[no-any-return]
+
+
+def run_batches(module: CompiledModule, data: Iterable[Any]) -> None:
+    """Run ``module`` on the inputs in every batch of ``data``, in eval mode, without gradients."""
+    with eval_mode(module), torch.no_grad():
+        for batch in data:
+            args, kwargs = inputs_of(module, batch)
+            module(*args, **kwargs)
 
 
 def _described(batch: Any) -> str:

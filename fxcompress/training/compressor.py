@@ -23,8 +23,8 @@ from torch.utils.hooks import RemovableHandle
 from fxcompress.config import Selection
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.calls import call_of
-from fxcompress.graph.module import CompiledModule, eval_mode
-from fxcompress.training.batches import inputs_of
+from fxcompress.graph.module import CompiledModule
+from fxcompress.training.batches import run_batches
 from fxcompress.training.optimizers import innermost, trains, watch_steps
 from fxcompress.training.wrapper import LayerWrapper
 
@@ -180,10 +180,7 @@ class Compressor(ABC, Generic[W]):
                 f"{type(self).__name__}.run_data: expected data=... (an iterable of batches), got none; give "
                 f"it to fxcompress.compile or to {type(self).__name__}"
             )
-        with eval_mode(module), torch.no_grad():
-            for batch in self.data:
-                args, kwargs = inputs_of(module, batch)
-                module(*args, **kwargs)
+        run_batches(module, self.data)
 
     # -- saving --------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
