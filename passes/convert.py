@@ -178,7 +178,10 @@ class _Converter:
         if x not in self._rounded or weight not in self._rounded or value is None:
             return
         made, read = self._rounded[x], self._rounded[weight]
-        scale = (made.scale * read.scale).expand(value.shape).contiguous()
+        scale = made.scale * read.scale
+        if 1 < scale.numel() < len(value):  # the groups of a transposed convolution share their scales
+            scale = scale.repeat(len(value) // scale.numel())
+        scale = scale.expand(value.shape).contiguous()
         integers = torch.round(value.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
         grid = Grid(32, signed=True, symmetric=False, axis=0)
         zero_point = torch.zeros(len(scale), dtype=torch.int32)

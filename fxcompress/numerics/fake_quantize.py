@@ -97,7 +97,8 @@ class FakeQuantize(TensorQuantizer):
 
     def settle(self) -> None:
         """Compute scale and zero point from what was observed."""
-        self.scale, self.zero_point = self.grid.parameters(*self.range())
+        scale, zero_point = self.grid.parameters(*self.range())
+        self._buffers.update(scale=scale, zero_point=zero_point)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The range that was observed: float32, ``[]`` or ``[slices]``."""
@@ -105,7 +106,7 @@ class FakeQuantize(TensorQuantizer):
 
     @property
     def _state(self) -> State:
-        return {name: getattr(self, name) for name in self.observer.state}
+        return {name: self._buffers[name] for name in self.observer.state}  # type: ignore[misc]
 
     def simulate(self, x: Tensor) -> Tensor:
         """``x`` rounded; gradients pass within the grid's range."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.errors import ConfigError
+from fxcompress.numerics.rounding import rounded
 
 SMALLEST_SCALE = 2.0**-96
 """A tensor of zeros gets this one; its inverse is a float32 still."""
@@ -85,10 +86,14 @@ class Grid:
 
     def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
+        scale, ends = scale.float(), (self.qmin, self.qmax)
+        one_zero_point = self.axis is None or (self.symmetric and self.signed)
+        if one_zero_point and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            zero = int(zero_point.item()) if self.axis is None else 0
+            return rounded(x, self.aligned(scale, x), self.qmin - zero, self.qmax - zero)
         if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, scale.float(), zero_point, self.qmin, self.qmax)
-        ends = self.qmin, self.qmax
-        return torch.fake_quantize_per_channel_affine(x, scale.float(), zero_point, self.axis, *ends)
+            return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, *ends)
+        return torch.fake_quantize_per_channel_affine(x, scale, zero_point, self.axis, *ends)
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``q`` as int32, rounded as ``fake_quantize`` does: ``round(x · (1 / scale))``, halves to even."""

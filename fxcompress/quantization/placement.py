@@ -248,7 +248,7 @@ class Placement:
                 continue
             if len(_merged(requests)) > 1:
                 continue
-            source = next((ref for _, ref in call.refs() if isinstance(ref, fx.Node)), None)
+            source = _passed_on(call)
             if source is not None:
                 first = requests[0]
                 self._ask(source, _Request(first.layer, first.quant_type, first.settings, {node}))
@@ -320,6 +320,13 @@ def _may_join(call: Call) -> bool:
 def needs_output(call: Call) -> bool:
     """Whether the integer kernel of an operator has an integer result."""
     return call.op.startswith("conv") or call.op in FOLLOWING
+
+
+def _passed_on(call: Call) -> fx.Node | None:
+    """The tensor whose values an operator passes on; none where it takes one of several apart."""
+    source = next((ref for _, ref in call.refs() if isinstance(ref, fx.Node)), None)
+    facts = None if source is None else element_info(source)
+    return source if facts is not None and facts.dtype.is_floating_point else None
 
 
 def _merged(requests: list[_Request]) -> list[_Request]:
