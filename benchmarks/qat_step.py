@@ -3,7 +3,7 @@
     python benchmarks/qat_step.py [--rounds 15]
 
 step       forward, cross entropy, backward and update (SGD with momentum), in train mode
-fxcompress every tensor that integer kernels need rounded, ranges moving (goals: digits <= 1.4, ResNet-18 <= 1.6)
+fxcompress every tensor that integer kernels need rounded, ranges moving (digits <= 1.4, ResNet-18 <= 1.6)
 torchao    PT2E with its x86 quantizer (``pip install --no-deps torchao``), left out where it is not installed
            or refuses the model; the record says which
 
@@ -72,7 +72,7 @@ class _Callable(nn.Module):
         super().__init__()
         self.held = [exported]
         for index, parameter in enumerate(exported.parameters()):
-            self.register_parameter(f"parameter_{index}", parameter)  # type: ignore[arg-type]
+            self.register_parameter(f"parameter_{index}", parameter)
 
     def forward(self, images: Tensor) -> Any:
         return self.held[0](images)
@@ -100,8 +100,8 @@ def measure(model: nn.Module, images: Tensor, rounds: int) -> tuple[dict[str, La
 
 def record_of(latencies: dict[str, Latency], obstacle: str, goal: float) -> dict[str, Any]:
     """Return one subject's figures as a JSON-ready dict; ratios are medians over rounds."""
-    ratios = {tool: l.ratio_to(latencies["float"]) for tool, l in latencies.items() if tool != "float"}
-    seconds = {tool: l.to_dict() for tool, l in latencies.items()}
+    ratios = {tool: mine.ratio_to(latencies["float"]) for tool, mine in latencies.items() if tool != "float"}
+    seconds = {tool: latency.to_dict() for tool, latency in latencies.items()}
     return {
         "seconds": seconds,
         "ratios": ratios,
