@@ -24,7 +24,10 @@ SCHEDULE_KEYS = (
 PRUNING_KEYS = (
     "pruner", "sparsity", "total_sparsity", "max_sparsity_per_layer", "granularity", *SCHEDULE_KEYS,
 )  # fmt: skip
-QUANT_KEYS = ("quantizer", "quant_types", "quant_bits", "quant_dtype", "quant_scheme", "quant_start_step")
+QUANT_KEYS = (
+    "quantizer", "quant_types", "quant_bits", "quant_dtype", "quant_scheme", "quant_scale",
+    "quant_start_step",
+)  # fmt: skip
 KEYS = (*SCOPE_KEYS, "exclude", *EXCLUDE_KEYS, *PRUNING_KEYS, *QUANT_KEYS)
 
 # Keys of other tools whose nearest spelling here would mean something else.
@@ -95,6 +98,7 @@ class Entry(BaseModel):
     quant_bits: Annotated[PerType[int] | None, PlainValidator(values.quant_bits)] = None
     quant_dtype: Annotated[PerType[str] | None, PlainValidator(values.quant_dtype)] = None
     quant_scheme: Annotated[PerType[str] | None, PlainValidator(values.quant_scheme)] = None
+    quant_scale: Annotated[PerType[str] | None, PlainValidator(values.quant_scale)] = None
     quant_start_step: Annotated[int, PlainValidator(values.step)] = 0
 
     @property

@@ -8,7 +8,14 @@ from typing import Any
 
 from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER, quantizer_defaults
 from fxcompress.config.schema import Entry
-from fxcompress.config.values import DEFAULT_BITS, DEFAULT_DTYPE, DEFAULT_SCHEME, Granularity, PerType
+from fxcompress.config.values import (
+    DEFAULT_BITS,
+    DEFAULT_DTYPE,
+    DEFAULT_SCALE,
+    DEFAULT_SCHEME,
+    Granularity,
+    PerType,
+)
 
 AMOUNTS = ("sparsity", "total_sparsity", "final_sparsity")
 """The keys that say how much is removed in the end: one of them holds."""
@@ -58,6 +65,7 @@ class QuantSettings:
     quant_bits: PerType[int] = DEFAULT_BITS
     quant_dtype: PerType[str] = DEFAULT_DTYPE
     quant_scheme: PerType[str] = DEFAULT_SCHEME
+    quant_scale: PerType[str] = DEFAULT_SCALE
     quant_start_step: int = 0
     sources: Mapping[str, int] = field(default_factory=dict, hash=False)
 

@@ -28,6 +28,7 @@ QUANT_SCHEMES = (
     "per_channel_affine",
     "per_channel_symmetric",
 )
+QUANT_SCALES = ("float", "power_of_two")
 GRANULARITIES = ("default", "element", "row", "out_channel", "in_channel", "head", "head_dim", "2:4")
 
 
@@ -50,6 +51,7 @@ class PerType(Generic[T]):
 DEFAULT_BITS = PerType(8, 8, 8)
 DEFAULT_DTYPE = PerType("int", "uint", "uint")
 DEFAULT_SCHEME = PerType("per_channel_symmetric", "per_tensor_affine", "per_tensor_affine")
+DEFAULT_SCALE = PerType("float", "float", "float")
 
 
 def shown(value: object) -> str:
@@ -231,3 +233,4 @@ def per_type(check: Callable[[object], T], default: PerType[T]) -> Callable[[obj
 quant_bits = per_type(bits, DEFAULT_BITS)
 quant_dtype = per_type(lambda value: one_of(value, QUANT_DTYPES), DEFAULT_DTYPE)
 quant_scheme = per_type(lambda value: one_of(value, QUANT_SCHEMES), DEFAULT_SCHEME)
+quant_scale = per_type(lambda value: one_of(value, QUANT_SCALES), DEFAULT_SCALE)

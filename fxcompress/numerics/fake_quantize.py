@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.grid import BIAS, Grid
 from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State
 
 
@@ -132,15 +132,30 @@ class FakeQuantize(TensorQuantizer):
     def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> FakeQuantize:
         return cls(grid, observer)
 
+    def deployed(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int32) as integer kernels are given them."""
+        return self.scale.detach(), self.zero_point
+
     def integers(self, x: Tensor) -> Tensor:
         """The integers (int32) that ``x`` is rounded to in eval mode: ``simulate`` gives ``(q − z) · s``."""
-        return self.grid.quantize(x, self.scale.detach(), self.zero_point.round().to(torch.int32))
+        return self.grid.quantize(x, *self.deployed())
+
+    def round_bias(self, bias: Tensor, factor: FakeQuantize) -> Tensor:
+        """``bias`` ``[out]`` of a layer whose weight this rounds and whose input ``factor`` does, as integer
+        kernels add it: int32 multiples of ``s_x · s_w`` (Jacob et al., CVPR 2018, eq. 11). Gradients pass.
+        """
+        if not all(q.quantizing and q.is_calibrated for q in (self, factor)):
+            return bias
+        scale = (factor.deployed()[0] * self.deployed()[0]).expand(len(bias)).contiguous()
+        zero_point = torch.zeros(len(bias), dtype=torch.int32, device=bias.device)
+        return BIAS.fake_quantize(bias, scale, zero_point)
 
     def extra_repr(self) -> str:
         """``8-bit unsigned, moving_average``."""
         grid = self.grid
         sign, form = "signed" if grid.signed else "unsigned", "symmetric" if grid.symmetric else "affine"
         each = "" if grid.axis is None else f", per slice of dimension {grid.axis}"
+        each += ", power-of-two scale" if grid.power_of_two else ""
         return f"{grid.bits}-bit {sign} {form}{each}, {self.observer.name}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

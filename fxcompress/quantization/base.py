@@ -42,6 +42,7 @@ from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.passes.decompose_activations import decompose_activations
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
 from fxcompress.passes.insert_masks import own_masks
+from fxcompress.passes.round_biases import round_biases
 from fxcompress.quantization import calibration
 from fxcompress.quantization.custom import ByMethod
 from fxcompress.quantization.grad import QuantGrad, QuantType
@@ -147,10 +148,15 @@ class Quantizer(Compressor[Wrapper]):
         self.stepped()
         if self.data is not None:
             self.calibrate(self.data)
+        self.finish(module)
+        round_biases(module, [node for layer in self.settings for node in placement.nodes.get(layer, ())])
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
     def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
         """Change the captured module while everything is float, before places to round are chosen."""
+
+    def finish(self, module: CompiledModule) -> None:
+        """Work on the module once its fake-quantize nodes are there, and calibrated if there is data."""
 
     def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> nn.Module:
         """The module that rounds a tensor of a layer.
@@ -301,7 +307,9 @@ def grid_of(spot: Spot) -> Grid:
     scheme = settings.quant_scheme[kind]
     axis = (spot.axis if kind == "weight" else 1) if scheme.startswith("per_channel") else None
     signed, symmetric = settings.quant_dtype[kind] == "int", scheme.endswith("symmetric")
-    return Grid(settings.quant_bits[kind], signed, symmetric, axis)
+    return Grid(
+        settings.quant_bits[kind], signed, symmetric, axis, settings.quant_scale[kind] == "power_of_two"
+    )
 
 
 def _module_of(module: CompiledModule, name: str) -> nn.Module:

@@ -34,8 +34,9 @@ def describe(tensors: Tensors) -> dict[str, Any]:
         entry[f"{name}_scheme"] = f"{each}_{'symmetric' if grid.symmetric else 'affine'}"
         if quantizer.is_calibrated:
             low, high = quantizer.range()
-            entry[f"{name}_scale"] = quantizer.scale.tolist()
-            entry[f"{name}_zero_point"] = quantizer.zero_point.tolist()
+            scale, zero_point = quantizer.deployed()
+            entry[f"{name}_scale"] = scale.tolist()
+            entry[f"{name}_zero_point"] = zero_point.tolist()
             entry[f"tracked_min_{name}"], entry[f"tracked_max_{name}"] = low.tolist(), high.tolist()
     return entry
 

@@ -9,13 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fxcompress.config.settings import QuantSettings
 from fxcompress.graph.inputs import copied
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.numerics.grid import SMALLEST_SCALE, Grid
 from fxcompress.numerics.observers import LastObserver, Observer
 from fxcompress.quantization.base import Quantizer
+from fxcompress.quantization.grad import straight_through
 from fxcompress.quantization.wrapper import Wrapper
 
 
@@ -57,9 +57,13 @@ class LearnedStep(FakeQuantize):
         mean = rows.mean() if self.grid.axis is None else rows.mean(1)
         return (2 * mean.float() / math.sqrt(self.grid.qmax)).clamp(min=SMALLEST_SCALE)
 
+    def deployed(self) -> tuple[Tensor, Tensor]:
+        """The scale that was learned, as the grid may have it."""
+        return self.grid.snapped(self.scale.detach().float()), self.zero_point
+
     def simulate(self, x: Tensor) -> Tensor:
         """``x`` rounded; gradients reach ``x`` within the range, and the scale."""
-        grid, scale = self.grid, self.scale.float().clamp(min=SMALLEST_SCALE)
+        grid, scale = self.grid, straight_through(self.scale.float(), self.deployed()[0])
         slices = 1 if grid.axis is None else scale.numel()
         factor = 1.0 / math.sqrt(x.numel() / slices * grid.qmax)
         numbers = (x, scale.reshape(-1), self.zero_point.float().reshape(-1))
@@ -85,9 +89,8 @@ class LSQQuantizer(Quantizer):
         """A learned scale."""
         return LearnedStep(grid)
 
-    def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
-        """As the base's; the example inputs give scales their shapes, so that an optimizer can hold them."""
-        super().attach(module, settings)
+    def finish(self, module: CompiledModule) -> None:
+        """The example inputs give scales their shapes, so that an optimizer can hold them."""
         args, kwargs = copied(module.example_inputs)
         steps = [q for q in self.fake_quantizers.values() if not q.is_calibrated]
         for step in steps:

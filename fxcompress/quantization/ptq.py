@@ -107,9 +107,8 @@ class PTQ_Quantizer(Quantizer):
             linear = [node for node in layers if is_linear(node)]
             self._tell("smooth", smooth(module, linear, self.run_data, self.smooth))
 
-    def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
-        """As the base's; then learn rounding and correct biases."""
-        super().attach(module, settings)
+    def finish(self, module: CompiledModule) -> None:
+        """Learn rounding and correct biases."""
         names = {n for layer in self.settings for n in self._nodes.get(layer, ())}
         layers = [n for n in module.graph.nodes if n.name in names and "weight" in tensors_of(n)]
         with eval_mode(module):
