@@ -3,8 +3,9 @@
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
 expression (``call``), values that are looked at (``observe``) or rounded (``fake_quantize``,
 ``round_bias``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``, ``batch_norm``,
-``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without (``gather_channels``, ``scatter_channels``), and
-normalizations and statistics that run over the kept channels only.
+``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without
+(``gather_channels``, ``scatter_channels``), and normalizations and statistics that run over the kept
+channels only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fake_quantize(input: Tensor, owner: nn.Module) -> Tensor:
 
 
 def round_bias(bias: Tensor, owner: nn.Module, input_owner: nn.Module) -> Tensor:
-    """A layer's ``bias`` as integer kernels add it: ``owner`` rounds the weight, ``input_owner`` the input."""
+    """A layer's ``bias`` as integer kernels add it; ``owner`` rounds the weight, ``input_owner`` x."""
     return owner.round_bias(bias, input_owner)  # type: ignore[operator, no-any-return]
 
 

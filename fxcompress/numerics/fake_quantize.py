@@ -113,6 +113,12 @@ class FakeQuantize(TensorQuantizer):
             return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
         return self.grid.fake_quantize(x, self.scale, self.zero_point)
 
+    def adopt(self, **numbers: Tensor) -> None:
+        """Take over ``scale``, ``zero_point``, ``low`` and ``high`` of another one."""
+        for name, value in numbers.items():
+            held = getattr(self, name)
+            held.data = value.to(held.device)
+
     def options(self) -> dict[str, Any]:
         """Grid, observer and flags."""
         flags = {name: getattr(self, name) for name in ("quantizing", "observing", "calibrating")}

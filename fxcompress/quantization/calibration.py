@@ -63,17 +63,17 @@ def restore(layer: str, tensors: Tensors, entry: Mapping[str, Any]) -> None:
             "high": torch.tensor(entry[f"tracked_max_{name}"], dtype=torch.float32),
         }
         for buffer, value in numbers.items():
-            _set(quantizer, buffer, value, f"calibration_config[{layer!r}]: {name}_{buffer}")
+            _check(quantizer, buffer, value, f"calibration_config[{layer!r}]: {name}_{buffer}")
+        quantizer.adopt(**numbers)
 
 
-def _set(quantizer: FakeQuantize, buffer: str, value: Tensor, where: str) -> None:
+def _check(quantizer: FakeQuantize, buffer: str, value: Tensor, where: str) -> None:
     held = getattr(quantizer, buffer)
     per_slice = quantizer.grid.axis is not None
     if (value.dim() == 1) != per_slice or (held.numel() and held.shape != value.shape):
         expected = list(held.shape) if held.numel() else "one number for each channel"
         got = list(value.shape)
         raise ConfigError(f"{where}: expected {expected}, got {got}; the entry is of another layer or scheme")
-    held.data = value.to(held.device)
 
 
 def write(config: Mapping[str, Any], path: Path) -> None:

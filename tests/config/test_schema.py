@@ -56,8 +56,8 @@ BAD_VALUE: list[tuple[str, object, str]] = [
     (
         "quantizer",
         "qta",
-        "expected one of 'bnn', 'dorefa', 'dynamic', 'gptq', 'lsq', 'naive', 'ptq', 'qat', 'weight_only', "
-        "got 'qta'; did you mean 'qat'?",
+        "expected one of 'bnn', 'dorefa', 'dynamic', 'gptq', 'lsq', 'lsq+', 'naive', 'ptq', 'qat', "
+        "'weight_only', got 'qta'; did you mean 'qat'?",
     ),
     (
         "granularity",
