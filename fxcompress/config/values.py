@@ -19,6 +19,8 @@ from fxcompress.errors import did_you_mean
 
 T = TypeVar("T")
 Granularity = str | tuple[int, ...]
+Options = tuple[tuple[str, object], ...]
+"""Options of an algorithm, in the order in which they were given."""
 
 QUANT_TYPES = ("weight", "input", "output")
 QUANT_DTYPES = ("int", "uint")
@@ -198,6 +200,28 @@ def algorithm(kind: str) -> Callable[[object, ValidationInfo], str]:
         return one_of(value, sorted((info.context or {}).get(kind, ())))
 
     return checked
+
+
+def split_options(kind: str, value: object, known: Callable[[str], Iterable[str]]) -> tuple[object, Options]:
+    """The name of an algorithm, and the options beside it, of ``{"name": "ptq", "observer": "mse"}``.
+
+    Args:
+        kind: the key.
+        value: a name alone, or a dict of name and options.
+        known: name → its options.
+    """
+    if not isinstance(value, Mapping):
+        return value, ()
+    name = value.get("name")
+    if not isinstance(name, str):
+        fail(f"the name of a {kind}, or a dict with its 'name' and options", value, "add 'name'")
+    allowed = tuple(known(name))
+    for key in value:
+        if key != "name" and not allowed:
+            fail(f"no option beside the name {name!r}", key, f"this {kind} has none")
+        if key != "name":
+            one_of(key, allowed)
+    return name, tuple((key, item) for key, item in value.items() if key != "name")
 
 
 pruner = algorithm("pruner")

@@ -50,6 +50,7 @@ from fxcompress.quantization.placement import Placement, Spot, gated, tensors_of
 from fxcompress.quantization.wrapper import Wrapper
 from fxcompress.training.batches import run_batches
 from fxcompress.training.compressor import Compressor
+from fxcompress.training.named import refuse_options
 
 
 class Quantizer(Compressor[Wrapper]):
@@ -274,7 +275,9 @@ class Quantizer(Compressor[Wrapper]):
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
         names = {**known_quantizers(), cls.name: cls.op_types}
         known = {**known_pruners(), **names}
-        selection = select(parse(named, quantizers=names), targets, known, captured=module is not None)
+        entries = parse(named, quantizers=names)
+        refuse_options(entries, cls)
+        selection = select(entries, targets, known, captured=module is not None)
         cls._refuse_types({n: s for n, s in selection.quantization.items() if s.quantizer == cls.name})
         return selection
 

@@ -70,13 +70,16 @@ class PTQ_Quantizer(Quantizer):
             ConfigError: for an unknown observer, an option of a wrong value, or one that lacks data.
         """
         names = [name for name in OBSERVERS if name not in ("last", "fixed")]
-        if observer not in names:
-            hint = did_you_mean(observer, names) or f"; expected one of {', '.join(names)}"
+        if not isinstance(observer, str) or observer not in names:
+            hint = did_you_mean(str(observer), names) or f"; expected one of {', '.join(names)}"
             raise ConfigError(f"observer: expected the name of an observer, got {observer!r}{hint}")
-        if smooth is not None and (isinstance(smooth, bool) or not 0 <= smooth <= 1):
+        if smooth is not None and not (_is_number(smooth) and 0 <= smooth <= 1):
             raise ConfigError(f"smooth: expected α from 0 to 1 (0.5 in the paper) or None, got {smooth!r}")
-        if adaround is not False and (isinstance(adaround, bool) or adaround < 1):
+        if adaround is not False and not (_is_number(adaround, int) and adaround >= 1):
             raise ConfigError(f"adaround: expected steps per layer (1000, say) or False, got {adaround!r}")
+        for name, flag in (("equalize", equalize), ("bias_correction", bias_correction)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{name}: expected True or False, got {flag!r}")
         asked = {"smooth": smooth is not None, "adaround": adaround, "bias_correction": bias_correction}
         needy = [name for name, wanted in asked.items() if wanted]
         if needy and data is None:
@@ -125,6 +128,10 @@ class PTQ_Quantizer(Quantizer):
         if outcome.changed:
             words += f"; {len(outcome.changed)} parameters are no longer those of the model it was made from"
         module.notes = (*module.notes, words)
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _weighted_calls(module: CompiledModule, settings: Mapping[str, QuantSettings]) -> list[fx.Node]:
