@@ -92,7 +92,7 @@ def test_pruners_take_options_too() -> None:
     found = []
     for pruner in ("taylor", {"name": "taylor", "statistics_batch_num": 1}):
         data = [(X, torch.zeros(8)), (10 * X.flip(0), torch.zeros(8))]
-        loss = {"loss_fn": lambda y, batch: y[:, 0].square().mean()}
+        loss: dict[str, Any] = {"loss_fn": lambda y, batch: y[:, 0].square().mean()}
         module = fxcompress.compile(convnet(), [{**entry, "pruner": pruner}], X, data=data, **loss)
         first = fxcompress.compile(convnet(), [{**entry, "pruner": "taylor"}], X, data=data[:1], **loss)
         found.append(torch.equal(get_masks(module)["0"]["weight"], get_masks(first)["0"]["weight"]))
@@ -150,7 +150,7 @@ def test_a_wrong_option_is_named_before_anything_is_traced(value: dict[str, Any]
 
 
 def test_other_problems_are_listed_beside_it() -> None:
-    config = [{"quantizer": {"name": "ptq", "observr": 1}, "quant_bit": 8}, {"quant_bits": 0}]
+    config: list[Any] = [{"quantizer": {"name": "ptq", "observr": 1}, "quant_bit": 8}, {"quant_bits": 0}]
     with pytest.raises(ConfigError) as error:
         fxcompress.compile(convnet(), config)
     assert [line.split(": ")[:2] for line in str(error.value).splitlines()[1:]] == [

@@ -11,6 +11,7 @@ trains on makes the optimizer from ``module.parameters()``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, final
 
@@ -30,6 +31,7 @@ from fxcompress.quantization.bias_correction import correct_biases
 from fxcompress.quantization.equalize import equalize
 from fxcompress.quantization.outcome import Outcome
 from fxcompress.quantization.placement import layer_calls, tensors_of, weight_argument
+from fxcompress.quantization.resolution import lost_channels
 from fxcompress.quantization.smooth import is_linear, smooth
 from fxcompress.quantization.wrapper import Wrapper
 
@@ -105,6 +107,7 @@ class PTQ_Quantizer(Quantizer):
         """Equalize and smooth, while everything is float."""
         layers = _weighted_calls(module, settings)
         if self.equalize:
+            self._doubt_equalization(module, settings)
             self._tell("equalize", equalize(module, layers))
         if self.smooth is not None:
             linear = [node for node in layers if is_linear(node)]
@@ -119,6 +122,25 @@ class PTQ_Quantizer(Quantizer):
                 self._tell("adaround", adaround(module, layers, self.data, self.adaround))
             if self.bias_correction and self.data is not None:
                 self._tell("bias_correction", correct_biases(module, layers, self.data))
+        lost = lost_channels(module, layers)
+        if lost:
+            told = ", ".join(f"{name!r} ({some} of {all_})" for name, (some, all_) in lost.items())
+            warnings.warn(
+                f"fxcompress: one scale for a whole weight rounds output channels to nothing: {told}; give "
+                "'quant_scheme': {'weight': 'per_channel_symmetric'}, or try equalize=True or more bits",
+                stacklevel=4,
+            )
+
+    def _doubt_equalization(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
+        """Note where weights gain nothing by equalization."""
+        schemes = [s.quant_scheme["weight"] for s in settings.values() if "weight" in s.quant_types]
+        each = sum(scheme.startswith("per_channel") for scheme in schemes)
+        if each:
+            module.notes = (
+                *module.notes,
+                f"equalize: the weights of {each} of {len(schemes)} layers have a scale per output channel "
+                "and need it not; only activations with uneven channels may gain: compare without it",
+            )
 
     def _tell(self, method: str, outcome: Outcome) -> None:
         """Keep what was done, and note it in a line with the module."""
