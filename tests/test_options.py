@@ -56,7 +56,7 @@ def test_options_do_what_they_do_by_hand(options: dict[str, Any]) -> None:
 
 
 def test_layers_with_other_options_have_an_algorithm_of_their_own() -> None:
-    config = [
+    config: list[dict[str, Any]] = [
         {"quant_bits": 8, "quantizer": {"name": "ptq", "observer": "mse"}},
         {"quantizer": {"name": "ptq", "observer": "percentile"}, "op_names": ["3"]},
         {"quantizer": {"name": "weight_only", "group_size": 16}, "op_names": ["7"]},
@@ -73,7 +73,7 @@ def test_layers_with_other_options_have_an_algorithm_of_their_own() -> None:
 
 
 def test_a_later_name_takes_its_own_options_alone() -> None:
-    config = [
+    config: list[dict[str, Any]] = [
         {"quant_bits": 8, "quantizer": {"name": "ptq", "observer": "mse"}},
         {"quantizer": "ptq", "op_names": ["3"]},
         {"quant_bits": 4, "op_names": ["7"]},

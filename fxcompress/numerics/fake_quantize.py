@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fxcompress.numerics.agreement import alone, united
 from fxcompress.numerics.grid import BIAS, Grid
-from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State
+from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State, extremes
 
 
 class TensorQuantizer(nn.Module, ABC):
@@ -80,6 +81,13 @@ class FakeQuantize(TensorQuantizer):
         """Whether there are a scale and a zero point."""
         return self.scale.numel() > 0
 
+    @property
+    def together(self) -> bool:
+        """Whether other processes train on other parts of the batch. A weight is the same in all of them, and
+        calibration is each one's own.
+        """
+        return self.training and not self.calibrating and not alone()
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, in its own dtype."""
         if self.observing and (self.training or self.calibrating) and x.numel():
@@ -90,7 +98,9 @@ class FakeQuantize(TensorQuantizer):
         return self.simulate(x)
 
     def observe(self, x: Tensor) -> None:
-        """Take ``x`` into account."""
+        """Take ``x`` into account, and what other processes see of this batch."""
+        if self.together and not self.observer.costly:
+            x = united(*extremes(x, self.grid.axis), self.grid.axis)
         self._buffers.update(self.observer.update(self._state, x, self.grid))
         if not self.observer.costly:
             self.settle()

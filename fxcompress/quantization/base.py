@@ -209,6 +209,11 @@ class Quantizer(Compressor[Wrapper]):
             if name in self._starts:
                 quantizer.quantizing = self.steps >= self._starts[name]  # type: ignore[assignment]
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As the base's; rounding begins at once if it had begun."""
+        super().load_state_dict(state)
+        self.stepped()
+
     def quantizers_of(self, layer: str) -> dict[str, FakeQuantize]:
         """What rounds the tensors of a layer: ``weight``, ``input`` (further ones ``input_1``, ...) and
         ``output``; several layers may read one rounded tensor.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxcompress.graph.inputs import copied
 from fxcompress.graph.module import CompiledModule, eval_mode
+from fxcompress.numerics.agreement import averaged
 from fxcompress.numerics.fake_quantize import FakeQuantize, storable
 from fxcompress.numerics.grid import Grid
 from fxcompress.numerics.observers import LastObserver, MSEObserver, Observer, extremes
@@ -121,6 +122,13 @@ class LearnedStep(FakeQuantize):
     def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> LearnedStep:
         return cls(grid, options["start"])
 
+    def forward(self, x: Tensor) -> Tensor:
+        """As the base's."""
+        y = super().forward(x)
+        if y is x and self.together:  # DistributedDataParallel waits for a gradient of every parameter
+            y = y + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        return y
+
     def observe(self, x: Tensor) -> None:
         """Begin with the first tensor of training; one seen before that gives the shapes."""
         if bool(self.begun):
@@ -134,8 +142,10 @@ class LearnedStep(FakeQuantize):
 
     def begin(self, x: Tensor) -> None:
         """Set the numbers to begin with."""
-        scale, self.zero_point = STARTS[self.start](x, self.grid)
-        self.scale.data = self.grid.snapped(scale)
+        scale, zero_point = STARTS[self.start](x, self.grid)
+        if self.together:
+            scale, zero_point = averaged(scale), averaged(zero_point.float()).round().to(torch.int32)
+        self.scale.data, self.zero_point = self.grid.snapped(scale), zero_point
 
     def adopt(self, **numbers: Tensor) -> None:
         """As the base's; training goes on from there."""

@@ -40,7 +40,7 @@ class LearnedOffset(LearnedStep):
         """Set step and offset to begin with."""
         super().begin(x)
         self.beta.data = -self.zero_point * self.scale.data
-        self.shifts.fill_(bool((x < 0).any()))
+        self.shifts.fill_(bool((self.get_buffer("low") < 0).any()))
 
     def adopt(self, **numbers: Tensor) -> None:
         """As the base's."""
