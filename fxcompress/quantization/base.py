@@ -216,14 +216,15 @@ class Quantizer(Compressor[Wrapper]):
 
     def quantizers_of(self, layer: str) -> dict[str, FakeQuantize]:
         """What rounds the tensors of a layer: ``weight``, ``input`` (further ones ``input_1``, ...) and
-        ``output``; several layers may read one rounded tensor.
+        ``output``; several layers may read one rounded tensor. What has no grid (DoReFa, BNN, methods of
+        one's own) is left out.
         """
         module, modules = self._bound("quantizers_of"), self.fake_quantizers
         nodes = {node.name: node for node in module.graph.nodes}
         found: dict[str, str] = {}
         for name in self._nodes.get(layer, ()):
             found = {**tensors_of(nodes[name]), **found}
-        return {tensor: modules[name] for tensor, name in found.items()}
+        return {tensor: modules[name] for tensor, name in found.items() if name in modules}
 
     # -- looking, saving -----------------------------------------------------------------------------------
     def calibration_config(self) -> dict[str, dict[str, Any]]:
