@@ -69,13 +69,14 @@ class Grid:
         if self.symmetric:
             middle = 0 if self.signed else 1 << (self.bits - 1)
             # Of an unsigned grid the short side, as the other has a number to spare.
-            scale = self._scale(torch.maximum(-low, high) / (self.qmax - middle))
+            scale = self.snapped(torch.maximum(-low, high) / (self.qmax - middle))
             return scale, torch.full_like(scale, middle, dtype=torch.int32)
-        scale = self._scale((high - low) / (self.qmax - self.qmin))
+        scale = self.snapped((high - low) / (self.qmax - self.qmin))
         zero_point = self.qmin - torch.round(low / scale)
         return scale, zero_point.clamp(self.qmin, self.qmax).to(torch.int32)
 
-    def _scale(self, scale: Tensor) -> Tensor:
+    def snapped(self, scale: Tensor) -> Tensor:
+        """The next scale that the grid may have: positive, and a power of two where it asks for one."""
         if self.power_of_two:
             scale = torch.exp2(torch.ceil(torch.log2(scale.clamp(min=SMALLEST_SCALE))))
         return scale.clamp(min=SMALLEST_SCALE)
@@ -106,3 +107,7 @@ class Grid:
         if self.axis is None:
             return values
         return values.view([-1 if d == self.axis % x.dim() else 1 for d in range(x.dim())])
+
+
+BIAS = Grid(32, signed=True, symmetric=False, axis=0)
+"""The integers of a bias, at the product of the scales of input and weight."""

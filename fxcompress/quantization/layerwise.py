@@ -34,7 +34,7 @@ class _Runner(fx.Interpreter):
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
         """As the node says."""
-        if target is ops.fake_quantize and not self._rounding:
+        if target in (ops.fake_quantize, ops.round_bias) and not self._rounding:
             return args[0]
         return super().call_function(target, args, kwargs)
 

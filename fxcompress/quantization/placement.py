@@ -337,7 +337,7 @@ def _merged(requests: list[_Request]) -> list[_Request]:
     merged: dict[tuple[object, ...], _Request] = {}
     for request in requests:
         s, t = request.settings, request.quant_type
-        key = (s.quant_bits[t], s.quant_dtype[t], s.quant_scheme[t], s.quantizer)
+        key = (s.quant_bits[t], s.quant_dtype[t], s.quant_scheme[t], s.quant_scale[t], s.quantizer)
         first = merged.setdefault(key, _Request(request.layer, t, s))
         first.readers |= request.readers
     return list(merged.values())
