@@ -19,7 +19,7 @@ from fxcompress.compiler import compile as compile_model
 from fxcompress.config import known_pruners, parse, select, targets_of_model
 from fxcompress.errors import ConfigError, FxcompressError, did_you_mean
 from fxcompress.export.files import replacing
-from fxcompress.export.tables import read_table, write_table
+from fxcompress.export.tables import read_curves, write_curves
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import eval_mode
 from fxcompress.progress import shown
@@ -74,7 +74,7 @@ class SensitivityAnalysis:
         self._model = model
         self._example_inputs = example_inputs
         if self.file is not None and self.file.exists():
-            self.results = read_table(self.file, self.layers, "a sensitivity analysis")
+            self.results = read_curves(self.file, self.layers, "a sensitivity analysis")
 
     def run(self) -> dict[str, dict[float, float]]:
         """Measure what has not been measured yet; returns ``results``."""
@@ -104,9 +104,7 @@ class SensitivityAnalysis:
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write ``results`` as CSV: one line per layer, one column per sparsity."""
-        columns = sorted({s for curve in self.results.values() for s in curve})
-        rows = {name: {str(s): metric for s, metric in curve.items()} for name, curve in self.results.items()}
-        write_table(path, rows, list(map(str, columns)))
+        write_curves(path, self.results)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw metric over sparsity, one line per layer; the suffix of ``path`` says the format."""

@@ -7,21 +7,16 @@ report.export("sqnr.csv")
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from fxcompress.errors import FxcompressError
-from fxcompress.export.tables import write_table
+from fxcompress.export.tables import printed, text_table, writable, write_table
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.quantization.layerwise import leaves_of
@@ -66,20 +61,8 @@ class SqnrReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready dicts; an infinite figure is the string ``"inf"``."""
-        return {
-            "total": _json(self.total),
-            "layers": [
-                {
-                    "layer": row.layer,
-                    "op": row.op,
-                    "tensors": {name: _json(value) for name, value in row.tensors.items()},
-                    "local": _json(row.local),
-                    "accumulated": _json(row.accumulated),
-                    "end_to_end": _json(row.end_to_end),
-                }
-                for row in self.rows
-            ],
-        }
+        found: dict[str, Any] = writable({"total": self.total, "layers": [asdict(row) for row in self.rows]})
+        return found
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return ``to_dict()`` as JSON text."""
@@ -90,11 +73,7 @@ class SqnrReport:
         columns = ["op", *self._tensors(), "local", "accumulated", "end_to_end"]
         rows = {
             row.layer: {
-                "op": row.op,
-                **row.tensors,
-                "local": row.local,
-                "accumulated": row.accumulated,
-                "end_to_end": row.end_to_end,
+                name: value for name, value in {**asdict(row), **row.tensors}.items() if name in columns
             }
             for row in self.rows
         }
@@ -108,20 +87,14 @@ class SqnrReport:
         """Return a plain table of the ``rows`` worst layers, at most ``width`` columns wide."""
         tensors = self._tensors()
         title = f"SQNR in dB: {_told(self.total)} at the output with everything rounded"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("layer", overflow="fold")
-        table.add_column("op")
-        for column in ("end to end", "local", *tensors, "accumulated"):
-            table.add_column(column, justify="right")
+        table = text_table("layer", "op", "end to end", "local", *tensors, "accumulated")
         for row in self.worst()[:rows]:
             alone = (_told(row.tensors.get(name)) for name in tensors)
             figures = (_told(row.end_to_end), _told(row.local), *alone, _told(row.accumulated))
             table.add_row(escape(row.layer), escape(row.op), *figures)
         if len(self.rows) > rows:
             table.add_row(f"and {len(self.rows) - rows} more")
-        stream = io.StringIO()
-        Console(file=stream, width=width, color_system=None, legacy_windows=False, emoji=False).print(table)
-        return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+        return printed(title, table, width=width)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -176,7 +149,3 @@ def _order(tensor: str) -> tuple[int, str]:
 
 def _told(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _json(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else str(value)

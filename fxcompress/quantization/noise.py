@@ -25,7 +25,7 @@ from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.passes.insert_fake_quant import PASSING, quantizer_name, quantizers
 from fxcompress.progress import shown
-from fxcompress.quantization.layerwise import Runner, Values, last_reads, leaves_of
+from fxcompress.quantization.layerwise import Runner, Values, last_reads
 from fxcompress.quantization.placement import (
     CLIPPING,
     COMPUTING,
@@ -33,7 +33,6 @@ from fxcompress.quantization.placement import (
     clipped,
     layer_calls,
     operands_of,
-    output_rounding,
     tensors_of,
 )
 
@@ -62,12 +61,12 @@ class Ratio:
         """In decibels; infinite where there is no noise."""
         if self.noise == 0:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return decibels(self.noise / self.signal) if self.signal else -math.inf
 
-    @property
-    def share(self) -> float:
-        """Noise over signal: what adds up where noises are independent."""
-        return 10 ** (-self.sqnr / 10)
+
+def decibels(noise: float) -> float:
+    """``−10 · log10(noise)`` of noise as a share of the signal; infinite for none."""
+    return -10 * math.log10(noise) if noise else math.inf
 
 
 @contextmanager
@@ -167,7 +166,7 @@ class _LocalWalk:
         call = call_of(node)
         operands = {} if call is None else operands_of(call)
         changes = {tensor: {ref: self._twins[ref]} for tensor, ref in operands.items() if ref in self._twins}
-        rounding = output_rounding(node)
+        rounding = next((user for user in clipped(node).users if user.target is ops.fake_quantize), None)
         exact = self._behind(node, self._floats[node])
         together = self._behind(
             node, self._with(node, {k: v for one in changes.values() for k, v in one.items()})
@@ -248,7 +247,7 @@ class _BatchValues:
 
 
 def rounded_layers(module: CompiledModule) -> dict[str, list[fx.Node]]:
-    """Layers and operators any of whose tensors are rounded, by name, in the order of the graph → their calls.
+    """Layers and operators any of whose tensors are rounded, by name → their calls.
 
     Left out: what only passes values on or clips them, what makes a weight of parameters, and float operators
     that happen to read a rounded tensor.

@@ -277,15 +277,10 @@ def tensors_of(node: fx.Node) -> dict[str, str]:
     if call is None:
         return {}
     found = {tensor: by for tensor, ref in operands_of(call).items() if (by := _rounded_by(ref))}
-    rounding = output_rounding(node)
-    if rounding is not None:
-        found["output"] = quantizer_name(rounding)
+    for user in clipped(node).users:
+        if user.target is ops.fake_quantize:
+            found["output"] = quantizer_name(user)
     return found
-
-
-def output_rounding(node: fx.Node) -> fx.Node | None:
-    """The fake-quantize node of what a call yields, behind the ReLU that follows it."""
-    return next((user for user in clipped(node).users if user.target is ops.fake_quantize), None)
 
 
 def _rounded_by(node: fx.Node) -> str | None:
