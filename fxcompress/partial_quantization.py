@@ -5,9 +5,9 @@ quantized = fxcompress.compile(model, found.config_list, x, data=batches)
 
 Layers are ranked by the noise at the model's output with one of them quantized, and a bisection finds how
 many of the worst can stay float (Pandey et al., A Practical Mixed Precision Algorithm for Post-Training
-Quantization, 2023, section 4). Latencies are of whole ONNX files in onnxruntime, where a float layer among
-integers also costs its conversions. Only ``quantized`` or ``float`` are chosen: onnxruntime has integer
-kernels for 8 bits, so fewer bits of activations do not make it faster.
+Quantization, 2023). Latencies are of whole ONNX files in onnxruntime on one thread, where a float
+layer among integers also costs its conversions. Only ``quantized`` or ``float`` are chosen: onnxruntime has
+integer kernels for 8 bits, so fewer bits of activations do not make it faster.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _share(module: CompiledModule, reference: Path) -> float:
         export_onnx(module, path, verify=False)
         runs = {}
         for name, file in {"quantized": path, "float": reference}.items():
-            session = open_session(file)
+            session = open_session(file, threads=1)  # more would wait busily, and slow the other session
             runs[name] = functools.partial(session.run, None, feed(session, module.example_inputs))
         times = compare_latency(runs, rounds=ROUNDS)
     return times["quantized"].ratio_to(times["float"])

@@ -56,6 +56,14 @@ def test_as_many_of_the_worst_layers_as_the_budget_allows_stay_float(
     assert str(found).startswith(f"{floats} layers float: {found.latency:.2f} of the float latency")
 
 
+def test_layers_with_rounded_weights_alone_are_chosen_among_too(latencies: None) -> None:
+    layers = [nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+    model = ready(nn.Sequential(*layers, nn.Linear(32, 32))).float()
+    x = image(4, 32).float()
+    found = partial_quantization(model, [{"quantizer": "weight_only"}], x, data=[x], latency=0.65)
+    assert found.floats == tuple(row.layer for row in found.sqnr.worst())[:2]
+
+
 def test_a_budget_out_of_reach_says_how_far_it_goes(latencies: None) -> None:
     with pytest.raises(FxcompressError, match=r"latency=0\.3: even with every layer quantized 0\.40 of"):
         partial_quantization(net(), CONFIG, X, data=[X], latency=0.3)

@@ -3,8 +3,7 @@
     SQNR = 10 · log10(E[y²] / E[(y − ŷ)²])    in decibels; 20 dB are a tenth of the root mean square
 
 ``y`` is the value in floats, ``ŷ`` the one with some tensors rounded; means are over all elements of all
-batches (Lin, Talathi, Annapureddy, Fixed Point Quantization of Deep Convolutional Networks, ICML 2016,
-section 3). Biases stay float, as in the simulation.
+batches (Lin, Talathi, Annapureddy, Fixed Point Quantization of Deep Convolutional Networks, ICML 2016). Biases stay float, as in the simulation.
 """
 
 from __future__ import annotations
