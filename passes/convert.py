@@ -30,7 +30,7 @@ from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.graph.operands import add_buffer, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
-from fxcompress.numerics.grid import BIAS, Grid
+from fxcompress.numerics.grid import BIAS, Grid, bias_scale
 from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING, quantizer_name
 from fxcompress.passes.lower_linear import lower_linear, settled
 
@@ -179,10 +179,7 @@ class _Converter:
         if x not in self._rounded or weight not in self._rounded or value is None:
             return
         made, read = self._rounded[x], self._rounded[weight]
-        scale = made.scale * read.scale
-        if 1 < scale.numel() < len(value):  # the groups of a transposed convolution share their scales
-            scale = scale.repeat(len(value) // scale.numel())
-        scale = scale.expand(value.shape).contiguous()
+        scale = bias_scale(made.scale, read.scale, len(value))
         integers = torch.round(value.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
         zero_point = torch.zeros(len(scale), dtype=torch.int32)
         name = f"{call.module or call.node.name}_bias".replace(".", "_")

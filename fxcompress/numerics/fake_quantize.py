@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.numerics.agreement import alone, united
-from fxcompress.numerics.grid import BIAS, Grid
+from fxcompress.numerics.grid import BIAS, Grid, bias_scale
 from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State, extremes
 
 
@@ -163,7 +163,7 @@ class FakeQuantize(TensorQuantizer):
         """
         if not all(q.quantizing and q.is_calibrated for q in (self, factor)):
             return bias
-        scale = (factor.deployed()[0] * self.deployed()[0]).expand(len(bias)).contiguous()
+        scale = bias_scale(factor.deployed()[0], self.deployed()[0], len(bias))
         zero_point = torch.zeros(len(bias), dtype=torch.int32, device=bias.device)
         return BIAS.fake_quantize(bias, scale, zero_point)
 

@@ -111,3 +111,12 @@ class Grid:
 
 BIAS = Grid(32, signed=True, symmetric=False, axis=0)
 """The integers of a bias, at the product of the scales of input and weight."""
+
+
+def bias_scale(of_input: Tensor, of_weight: Tensor, channels: int) -> Tensor:
+    """``s_x · s_w`` for each of a layer's output channels, float32 ``[channels]``. The groups of a transposed
+    convolution share the scales of their weight.
+    """
+    scale = of_input * of_weight
+    repeats = channels // scale.numel() if scale.dim() else channels
+    return scale.repeat(repeats)
