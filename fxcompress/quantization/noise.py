@@ -269,4 +269,4 @@ def _rounds(call: Call) -> bool:
     tensors = tensors_of(call.node)
     if "weight" in tensors or "_output" in tensors.get("output", ""):  # its name says who asked for it
         return True
-    return "input" in tensors and call.op in COMPUTING | FOLLOWING
+    return any(name.startswith("input") for name in tensors) and call.op in COMPUTING | FOLLOWING

@@ -80,7 +80,7 @@ def _packed(name: str, quantizer: nn.Module, numel: int) -> float:
     if not isinstance(quantizer, FakeQuantize):
         raise FxcompressError(
             f"fake-quantize node {name!r}: expected one that rounds to a grid of some bits, got "
-            f"{type(quantizer).__name__}; use quantizer 'ptq', 'qat', 'lsq', 'naive' or 'weight_only'"
+            f"{type(quantizer).__name__}; use quantizer 'ptq', 'qat', 'lsq', 'weight_only' or 'gptq'"
         )
     scales = quantizer.scale.numel()
     return numel * quantizer.grid.bits / 8 + scales * (SCALE_BYTES + (not quantizer.grid.symmetric))
