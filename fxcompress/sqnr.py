@@ -103,9 +103,9 @@ def sqnr(module: CompiledModule, data: Iterable[Any], *, end_to_end: bool = True
     """Measure how much of the signal rounding leaves, layer by layer, in eval mode.
 
     Needs no labels and no training: a few batches do. Everything rounds, also what is to begin at a later
-    ``quant_start_step``. The local figures of all layers take one walk of about three forward passes per
-    batch; ``end_to_end`` runs what lies behind a layer for each layer and batch, and holds all values of a
-    batch.
+    ``quant_start_step``. The local figures of all layers take one walk per batch, of a float and a rounded
+    pass and each layer once per tensor; ``end_to_end`` runs what lies behind a layer for each layer and batch,
+    and holds all values of a batch.
 
     Args:
         module: a quantized module, of ``compile`` or of a quantizer's ``compress``; left as it is.

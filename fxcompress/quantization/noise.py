@@ -115,7 +115,7 @@ def local_errors(
     module: CompiledModule, batches: Iterable[Leaves], layers: Mapping[str, Collection[Call]]
 ) -> tuple[dict[str, LocalErrors], Ratio]:
     """The local errors of all ``layers`` (name → calls), and the noise at the output of the model with
-    everything rounded. One walk per batch: about two forward passes and a call per rounded tensor.
+    everything rounded. One walk per batch: a float and a rounded pass, and a call per rounded tensor.
     """
     found = {name: LocalErrors({}, Ratio(), Ratio()) for name in layers}
     owners = {call.node: (call, found[name]) for name, calls in layers.items() for call in calls}
