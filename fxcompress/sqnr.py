@@ -104,7 +104,7 @@ def sqnr(module: CompiledModule, data: Iterable[Any], *, end_to_end: bool = True
 
     Needs no labels and no training: a few batches do. Everything rounds, also what is to begin at a later
     ``quant_start_step``. The local figures of all layers take one walk per batch, of a float and a rounded
-    pass and each layer once per tensor; ``end_to_end`` runs what lies behind a layer for each layer and batch,
+    pass and each layer once per tensor; ``end_to_end`` runs, for each layer and batch, what lies behind it,
     and holds all values of a batch.
 
     Args:
