@@ -34,7 +34,7 @@ from fxcompress.graph.module import CompiledModule
 from fxcompress.quantization.bit_allocation import Choice, allocate
 from fxcompress.quantization.layerwise import leaves_of
 from fxcompress.quantization.noise import decibels, errors_at_output, measuring
-from fxcompress.quantization.storage import count_stored_bytes, rounded_tensors
+from fxcompress.quantization.storage import RoundedTensor, count_stored_bytes, rounded_tensors
 
 BITS = (8, 4, 2)
 
@@ -66,7 +66,7 @@ class MixedPrecision:
         bytes: of the model at these bits, with the activations whose bits were chosen; at most ``budget``.
         budget: in bytes.
         expected: decibels at the output, were all noises to add up; ``bound``: no choice is expected to have
-            more; ``sqnr``: as measured with everything rounded that the config list rounds.
+            more; ``sqnr``: as measured with all of these tensors rounded together.
     """
 
     config_list: list[dict[str, Any]]
@@ -242,6 +242,11 @@ class _Plan:
         for b in bits:
             module = self._compiled(self._entries_of(dict.fromkeys(everywhere, b)))
             self._items = self._find(module)
+            if not self._items:
+                raise ConfigError(
+                    f"mixed_precision: quant_types={list(self._types)}: expected tensors that the config "
+                    "list rounds, got none of these; change its quant_types or these"
+                )
             weights = sum(i.bytes for i in self._items.values() if i.is_weight)
             self.fixed_bytes = count_stored_bytes(module) - weights
             if not curves and file is not None and file.exists():
@@ -294,13 +299,21 @@ class _Plan:
             layers.setdefault(tuple(per_type.values()), []).append(layer)
         return [{"op_names": names, "quant_bits": wanted[names[0]]} for names in layers.values()]
 
+    def _askers(self, tensor: RoundedTensor) -> list[tuple[str, str]]:
+        """The members whose settings say the bits: what makes a result, if it is to be rounded for all who
+        read it, or else these.
+        """
+        asked = [m for m in tensor.members if m[0] in self._settings]
+        asked = [(layer, kind) for layer, kind in asked if kind in self._settings[layer].quant_types]
+        return [m for m in asked if m[1] == "output"] or asked
+
     def _find(self, module: CompiledModule) -> dict[str, _Item]:
         """The choices. Tensors that have their bits from one key of a config entry are one, and so are those
         that share a quantizer.
         """
         tensors = rounded_tensors(module)
-        mine = {n: [m for m in t.members if m[0] in self._settings] for n, t in tensors.items()}
-        mine = {n: members for n, members in mine.items() if members and members[0][1] in self._types}
+        mine = {name: self._askers(tensor) for name, tensor in tensors.items()}
+        mine = {name: members for name, members in mine.items() if members and members[0][1] in self._types}
         parent = {member: member for members in mine.values() for member in members}
 
         def root(member: tuple[str, str]) -> tuple[str, str]:

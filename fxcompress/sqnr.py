@@ -17,7 +17,6 @@ from rich.markup import escape
 
 from fxcompress.errors import FxcompressError
 from fxcompress.export.tables import printed, text_table, writable, write_table
-from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.quantization.layerwise import leaves_of
 from fxcompress.quantization.noise import errors_at_output, local_errors, measuring, rounded_layers
@@ -104,8 +103,9 @@ def sqnr(module: CompiledModule, data: Iterable[Any], *, end_to_end: bool = True
     """Measure how much of the signal rounding leaves, layer by layer, in eval mode.
 
     Needs no labels and no training: a few batches do. Everything rounds, also what is to begin at a later
-    ``quant_start_step``. The local figures of all layers take one walk of about three forward passes per
-    batch; ``end_to_end`` runs, for each layer and batch, what lies behind it.
+    ``quant_start_step``. The local figures of all layers take one walk per batch, of a float and a rounded
+    pass and each layer once per tensor; ``end_to_end`` runs, for each layer and batch, what lies behind it,
+    and holds all values of a batch.
 
     Args:
         module: a quantized module, of ``compile`` or of a quantizer's ``compress``; left as it is.
@@ -125,20 +125,20 @@ def sqnr(module: CompiledModule, data: Iterable[Any], *, end_to_end: bool = True
         batches = leaves_of(module, data)
         local, total = local_errors(module, batches, layers)
         groups = {
-            name: {quantizer for node in nodes for quantizer in tensors_of(node).values()}
-            for name, nodes in layers.items()
+            name: {quantizer for call in calls for quantizer in tensors_of(call.node).values()}
+            for name, calls in layers.items()
         }
         ends = errors_at_output(module, batches, groups if end_to_end else {}, "SQNR")
     rows = (
         LayerSqnr(
             layer=name,
-            op=getattr(call_of(nodes[0]), "op", ""),
+            op=calls[0].op,
             tensors={tensor: ratio.sqnr for tensor, ratio in local[name].alone.items()},
             local=local[name].together.sqnr,
             accumulated=local[name].accumulated.sqnr,
             end_to_end=ends[name].sqnr if end_to_end else None,
         )
-        for name, nodes in layers.items()
+        for name, calls in layers.items()
     )
     return SqnrReport(tuple(rows), total.sqnr)
 

@@ -121,6 +121,19 @@ def test_what_is_read_by_several_layers_is_one_choice() -> None:
     assert named == {"a", "b"}
 
 
+def test_bits_of_inputs_alone_are_those_of_the_reader() -> None:
+    """Without "output" in its quant_types, what a layer makes is rounded as the next one asks."""
+    model = net()
+    config = [{**CONFIG[0], "quant_types": ["weight", "input"]}]
+    found = mixed_precision(model, config, X, data=[X], bytes=0.7, bits=(8, 5), quant_types=["input"])
+    bits = found_bits(found)
+    assert set(bits) == {"0.input", "2.input", "4.input", "6.input"}
+    module = fxcompress.compile(model, found.config_list, X, data=[X])
+    for name, q in quantizers(module).items():
+        expected = 8 if name.endswith("weight") else bits[name.replace("_", ".")]
+        assert q.grid.bits == expected  # type: ignore[union-attr]
+
+
 def test_other_bits_of_a_layer_stay_as_the_config_list_has_them() -> None:
     config = [{"quantizer": "ptq", "quant_bits": {"weight": 8, "input": 6, "output": 7}}]
     found = mixed_precision(net(), config, X, data=[X], bytes=0.2)
@@ -194,6 +207,12 @@ def test_wrong_arguments(options: dict[str, Any], words: str) -> None:
 def test_a_config_list_that_quantizes_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected an entry that quantizes, got none"):
         mixed_precision(net(), [{"sparsity": 0.5}], X, data=[X], bytes=0.5)
+
+
+def test_types_that_the_config_list_does_not_round_are_refused() -> None:
+    config = [{**CONFIG[0], "quant_types": ["input", "output"]}]
+    with pytest.raises(ConfigError, match=r"quant_types=\['weight'\]: expected tensors that the config list"):
+        mixed_precision(net(), config, X, data=[X], bytes=0.5)
 
 
 def test_an_output_that_is_not_finite_has_no_ratio() -> None:

@@ -107,6 +107,19 @@ def test_end_to_end_is_the_model_with_one_layer_rounded() -> None:
         assert rows_of(report)[name].end_to_end == pytest.approx(expected, abs=1e-3)
 
 
+def test_values_survive_modules_that_work_in_place() -> None:
+    """What is in front of the Hardswish is rounded after it was overwritten, but for a copy."""
+    x = image(8, 6).float()
+    model = ready(nn.Sequential(nn.Linear(6, 8), nn.Hardswish(inplace=True), nn.Linear(8, 3))).float()
+    config = [{"quant_bits": 4, "quant_types": ["output"], "op_names": ["0"]}]
+    quantizer = PTQ_Quantizer(model, config, example_inputs=x, data=[x])
+    module = quantizer.compress()
+    report = sqnr(module, [x])
+    expected = decibels(run(model, (x,)), run(module, (x,)))
+    assert rows_of(report)["0"].end_to_end == pytest.approx(expected, abs=1e-3)
+    assert report.total == pytest.approx(expected, abs=1e-3)
+
+
 def test_local_errors_are_those_of_one_tensor_at_the_layer_behind_its_relu() -> None:
     model = net()
     quantizer = quantized(model)

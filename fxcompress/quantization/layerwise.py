@@ -100,7 +100,7 @@ def walk(module: CompiledModule, batches: Iterable[Any], layers: Collection[fx.N
         if node in layers:
             (_, plain), (_, known) = streams
             yield Layer(node, [v[node] for v in plain], [v[node] for v in known], rounded, known)
-            for operand in own_roundings(node):
+            for operand in _own(node):
                 _run(rounded, operand, known)
             _run(rounded, node, known)
         for _, known in streams:
@@ -119,7 +119,7 @@ def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Node → the values that nothing needs behind it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        again = (source for operand in own_roundings(node) for source in operand.all_input_nodes)
+        again = (source for operand in _own(node) for source in operand.all_input_nodes)
         last |= dict.fromkeys((*node.all_input_nodes, *again), node)
     free: dict[fx.Node, list[fx.Node]] = {}
     for source, reader in last.items():
@@ -127,7 +127,7 @@ def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return free
 
 
-def own_roundings(node: fx.Node) -> list[fx.Node]:
+def _own(node: fx.Node) -> list[fx.Node]:
     """The fake-quantize nodes of a layer's own tensors."""
     call = call_of(node)
     refs = [] if call is None else [ref for name, ref in call.refs() if name not in ("input", "mat1")]

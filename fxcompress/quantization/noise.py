@@ -3,7 +3,8 @@
     SQNR = 10 · log10(E[y²] / E[(y − ŷ)²])    in decibels; 20 dB are a tenth of the root mean square
 
 ``y`` is the value in floats, ``ŷ`` the one with some tensors rounded; means are over all elements of all
-batches (Lin, Talathi, Annapureddy, Fixed Point Quantization of Deep Convolutional Networks, ICML 2016). Biases stay float, as in the simulation.
+batches (Lin, Talathi, Annapureddy, Fixed Point Quantization of Deep Convolutional Networks, ICML 2016).
+Biases stay float, as in the simulation.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ from fxcompress.quantization.placement import (
 
 Leaves = list[Any]
 """The values of a model's placeholders."""
-OWN = ("weight", "output")
-"""Tensors that are rounded for the layer's own sake."""
 
 
 @dataclass
@@ -77,13 +76,13 @@ def measuring(module: CompiledModule) -> Iterator[None]:
     """
     found = quantizers(module)
     if not found:
-        raise FxcompressError("sqnr: expected a quantized module, got one without fake-quantize nodes")
+        raise FxcompressError("expected a quantized module, got one without fake-quantize nodes")
     for name, quantizer in found.items():
         is_open = isinstance(quantizer, FakeQuantize) and not quantizer.calibrating
         if is_open and not quantizer.is_calibrated:
             raise FxcompressError(
-                f"sqnr: fake-quantize node {name!r} has seen no values yet; pass data=... to compile, or run "
-                "the module in train mode first"
+                f"fake-quantize node {name!r} has seen no values yet; pass data=... to compile, or run the "
+                "module in train mode first"
             )
     before = {quantizer: quantizer.quantizing for quantizer in found.values()}
     try:
@@ -109,14 +108,17 @@ class LocalErrors:
     accumulated: Ratio
 
 
+Owners = Mapping[fx.Node, tuple[Call, LocalErrors]]
+
+
 def local_errors(
-    module: CompiledModule, batches: Iterable[Leaves], layers: Mapping[str, Collection[fx.Node]]
+    module: CompiledModule, batches: Iterable[Leaves], layers: Mapping[str, Collection[Call]]
 ) -> tuple[dict[str, LocalErrors], Ratio]:
     """The local errors of all ``layers`` (name → calls), and the noise at the output of the model with
-    everything rounded. One walk per batch: about two forward passes and a call per rounded tensor.
+    everything rounded. One walk per batch: a float and a rounded pass, and a call per rounded tensor.
     """
     found = {name: LocalErrors({}, Ratio(), Ratio()) for name in layers}
-    owners = {node: found[name] for name, nodes in layers.items() for node in nodes}
+    owners = {call.node: (call, found[name]) for name, calls in layers.items() for call in calls}
     whole = Ratio()
     for leaves in batches:
         _LocalWalk(module, leaves, owners).run(whole)
@@ -126,7 +128,7 @@ def local_errors(
 class _LocalWalk:
     """One batch's values in floats, all rounded, and (``twins``) rounded once."""
 
-    def __init__(self, module: CompiledModule, leaves: Leaves, owners: Mapping[fx.Node, LocalErrors]) -> None:
+    def __init__(self, module: CompiledModule, leaves: Leaves, owners: Owners) -> None:
         self._plain, self._rounding = Runner(module, rounding=False), Runner(module, rounding=True)
         self._graph = module.graph
         self._owners = owners
@@ -146,7 +148,7 @@ class _LocalWalk:
                 self._rounded[node] = self._rounding.value(node, self._rounded)
                 self._twin(node)
                 if node in self._owners:
-                    self._compare(node, self._owners[node])
+                    self._compare(*self._owners[node])
             for source in free.get(node, ()):
                 for values in (self._floats, self._rounded, self._twins):
                     values.pop(source, None)
@@ -161,15 +163,13 @@ class _LocalWalk:
             if source in self._twins:
                 self._twins[node] = self._with(node, {source: self._twins[source]})
 
-    def _compare(self, node: fx.Node, errors: LocalErrors) -> None:
-        call = call_of(node)
-        operands = {} if call is None else operands_of(call)
-        changes = {tensor: {ref: self._twins[ref]} for tensor, ref in operands.items() if ref in self._twins}
+    def _compare(self, call: Call, errors: LocalErrors) -> None:
+        node, twins = call.node, self._twins
+        changes = {tensor: {ref: twins[ref]} for tensor, ref in operands_of(call).items() if ref in twins}
         rounding = next((user for user in clipped(node).users if user.target is ops.fake_quantize), None)
         exact = self._behind(node, self._floats[node])
-        together = self._behind(
-            node, self._with(node, {k: v for one in changes.values() for k, v in one.items()})
-        )
+        all_of_them = {ref: value for change in changes.values() for ref, value in change.items()}
+        together = self._behind(node, self._with(node, all_of_them))
         accumulated = self._behind(node, self._rounded[node])
         for tensor, change in changes.items():
             changed = self._behind(node, self._with(node, change))
@@ -245,21 +245,21 @@ class _BatchValues:
                 changed.pop(source, None)
 
 
-def rounded_layers(module: CompiledModule) -> dict[str, list[fx.Node]]:
+def rounded_layers(module: CompiledModule) -> dict[str, list[Call]]:
     """Layers and operators any of whose tensors are rounded, by name → their calls.
 
     Left out: what only passes values on or clips them, what makes a weight of parameters, and float operators
-    that happen to read a rounded tensor.
+    whose result is rounded as the input of others, or that happen to read a rounded tensor.
     """
-    found: dict[str, list[fx.Node]] = {}
+    found: dict[str, list[Call]] = {}
     reached: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
     for name, calls in layer_calls(module).items():
-        nodes = [call.node for call in calls if call.node in reached and _rounds(call)]
-        if nodes:
-            found[name] = nodes
+        rounding = [call for call in calls if call.node in reached and _rounds(call)]
+        if rounding:
+            found[name] = rounding
     return found
 
 
@@ -267,4 +267,6 @@ def _rounds(call: Call) -> bool:
     if call.op in PASSING | CLIPPING or call.node.target is ops.fake_quantize:
         return False
     tensors = tensors_of(call.node)
-    return bool(tensors) and (call.op in COMPUTING | FOLLOWING or not tensors.keys().isdisjoint(OWN))
+    if "weight" in tensors or "_output" in tensors.get("output", ""):  # its name says who asked for it
+        return True
+    return any(name.startswith("input") for name in tensors) and call.op in COMPUTING | FOLLOWING

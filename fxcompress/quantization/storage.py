@@ -32,8 +32,7 @@ class RoundedTensor:
     """A tensor with a quantizer of its own.
 
     Attributes:
-        members: whose settings say its bits: ``(layer, quant_type)``. Of a result that is rounded for all
-            who read it, the layer that makes it; else the layers that read it.
+        members: what it is: ``(layer, quant_type)`` of all that make or read it.
         numel: its elements; of an activation for one example.
         bytes: of packed integers, scales and zero points.
     """
@@ -50,17 +49,16 @@ def rounded_tensors(module: CompiledModule) -> dict[str, RoundedTensor]:
         FxcompressError: if one is rounded to numbers that are no grid's.
     """
     members: dict[str, list[tuple[str, str]]] = {}
-    for layer, nodes in rounded_layers(module).items():
-        for node in nodes:
-            for tensor, name in tensors_of(node).items():
+    for layer, calls in rounded_layers(module).items():
+        for call in calls:
+            for tensor, name in tensors_of(call.node).items():
                 members.setdefault(name, []).append((layer, tensor.partition("_")[0]))
     roundings = module.graph.find_nodes(op="call_function", target=ops.fake_quantize)
     numel = {quantizer_name(node): _numel(node) for node in roundings}
     found: dict[str, RoundedTensor] = {}
     for name, asked in members.items():
-        makers = [member for member in asked if member[1] == "output"]
         size = _packed(name, quantizers(module)[name], numel[name])
-        found[name] = RoundedTensor(tuple(dict.fromkeys(makers or asked)), numel[name], size)
+        found[name] = RoundedTensor(tuple(dict.fromkeys(asked)), numel[name], size)
     return found
 
 
@@ -82,7 +80,7 @@ def _packed(name: str, quantizer: nn.Module, numel: int) -> float:
     if not isinstance(quantizer, FakeQuantize):
         raise FxcompressError(
             f"fake-quantize node {name!r}: expected one that rounds to a grid of some bits, got "
-            f"{type(quantizer).__name__}; use quantizer 'ptq', 'qat', 'lsq', 'naive' or 'weight_only'"
+            f"{type(quantizer).__name__}; use quantizer 'ptq', 'qat', 'lsq', 'weight_only' or 'gptq'"
         )
     scales = quantizer.scale.numel()
     return numel * quantizer.grid.bits / 8 + scales * (SCALE_BYTES + (not quantizer.grid.symmetric))
