@@ -179,6 +179,8 @@ class _Converter:
         if x not in self._rounded or weight not in self._rounded or value is None:
             return
         made, read = self._rounded[x], self._rounded[weight]
+        if read.scale.numel() not in (1, len(value)):
+            return  # a transposed convolution in groups: its scales are of the channels of a group
         scale = (made.scale * read.scale).expand(value.shape).contiguous()
         integers = torch.round(value.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
         zero_point = torch.zeros(len(scale), dtype=torch.int32)

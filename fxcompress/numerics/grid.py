@@ -86,6 +86,8 @@ class Grid:
 
     def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
+        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
+            return self.fake_quantize(x.float(), scale, zero_point).to(x.dtype)
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, scale.float(), zero_point, self.qmin, self.qmax)
         ends = self.qmin, self.qmax
