@@ -9,7 +9,7 @@ Quantization and Training of Neural Networks, CVPR 2018; Krishnamoorthi 2018).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,9 @@ class Grid:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
         if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
             return self.fake_quantize(x.float(), scale, zero_point).to(x.dtype)
+        if self.axis is None and torch.compiler.is_compiling():  # which the kernel below would interrupt
+            one = replace(self, axis=0)
+            return one.fake_quantize(x.unsqueeze(0), scale.view(1), zero_point.view(1)).squeeze(0)
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, scale.float(), zero_point, self.qmin, self.qmax)
         ends = self.qmin, self.qmax

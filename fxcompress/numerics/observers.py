@@ -34,11 +34,15 @@ State = Mapping[str, Tensor]
 
 def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """Smallest and largest finite value of ``x``, or of each slice along ``axis``, in float32."""
+    if torch.compiler.is_compiling():  # a look at the values would interrupt it
+        x = x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if axis is None:
         low, high = torch.aminmax(x)
     else:
         low, high = torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
-    if not bool((low.isfinite() & high.isfinite()).all()):  # the −inf of an attention mask is no range
+    if not torch.compiler.is_compiling() and not bool(
+        (low.isfinite() & high.isfinite()).all()
+    ):  # the −inf of an attention mask is no range
         return extremes(x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), axis)
     return low.float(), high.float()
 
