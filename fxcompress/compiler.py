@@ -91,9 +91,7 @@ def compile(
     data = list(data) if isinstance(data, Iterator) else data  # several algorithms may go through it
     options: dict[str, Any] = {"data": data, "loss_fn": loss_fn, "dependency_aware": dependency_aware}
     pruners = named_algorithms(PRUNERS, model, selection, selection.pruning, **options)
-    named_algorithms(
-        QUANTIZERS, model, selection, selection.quantization, data=data
-    )  # are its options right?
+    named_algorithms(QUANTIZERS, model, selection, selection.quantization, data=data)  # checks options
     module = capture(model, example_inputs)
     own_masks(module)
     for pruner, pruned in pruners:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import fx
+from torch import fx, nn
 
 from fxcompress import ops
 from fxcompress.graph.calls import Call, Reference, call_of
@@ -29,7 +29,8 @@ def round_biases(module: CompiledModule, nodes: Collection[fx.Node]) -> None:
         if call is None or not (call.op == "linear" or call.op.startswith("conv")):
             continue
         owners = [_owner(call, name) for name in ("weight", "input")]
-        bias = operand_node(module, node, "bias") if all(_fits(module, owner) for owner in owners) else None
+        found = [None if owner is None else module.get_submodule(owner) for owner in owners]
+        bias = operand_node(module, node, "bias") if _fit(call, *found) else None
         if bias is None or bias.target is ops.round_bias:
             continue
         with module.graph.inserting_before(node):
@@ -50,6 +51,10 @@ def _owner(call: Call, argument: str) -> Reference | None:
     return found.args["owner"] if found is not None and found.target is ops.fake_quantize else None
 
 
-def _fits(module: CompiledModule, owner: Reference | None) -> bool:
-    quantizer = None if owner is None else module.get_submodule(owner)
-    return isinstance(quantizer, FakeQuantize) and quantizer.grid.power_of_two
+def _fit(call: Call, weight: nn.Module | None, given: nn.Module | None) -> bool:
+    """Whether the product of both scales is a power of two for each output channel."""
+    if not (isinstance(weight, FakeQuantize) and isinstance(given, FakeQuantize)):
+        return False
+    if call.op.startswith("conv_transpose") and call.args["groups"] > 1:
+        return False  # scales are of the channels of a group
+    return weight.grid.power_of_two and given.grid.power_of_two and given.grid.axis is None

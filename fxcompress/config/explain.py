@@ -152,7 +152,7 @@ def _text(key: str, value: object) -> str:
         parts = {"weight": value.weight, "input": value.input, "output": value.output}
         if len(set(parts.values())) == 1:
             return str(value.weight)
-        return ",".join(f"{key}:{part}" for key, part in parts.items())
+        return ",".join(f"{name}:{part}" for name, part in parts.items())
     if key.endswith("_options"):
         return ",".join(f"{name}:{option}" for name, option in value)  # type: ignore[attr-defined]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -177,13 +177,13 @@ def _parse_entry(index: int, raw: object, names: Mapping[str, Collection[str]]) 
         ]
     known = {key: value for key, value in raw.items() if key in KEYS}
     problems = [_unknown_key(key) for key in raw if key not in KEYS]
-    for kind in names.keys() & known.keys():
+    for kind in [key for key in names if key in known]:
+        options = functools.partial(known_options, kind)
         try:
-            known[kind], known[f"{kind}_options"] = values.split_options(
-                kind, known[kind], functools.partial(known_options, kind)
-            )
+            known[kind], known[f"{kind}_options"] = values.split_options(kind, known[kind], options)
         except ValueError as error:
-            return [*problems, f"{kind}: {error}"]
+            problems.append(f"{kind}: {error}")
+            del known[kind]
     try:
         entry = Entry.model_validate({"index": index, **known}, context=names)
     except ValidationError as error:

@@ -120,8 +120,6 @@ class FakeQuantize(TensorQuantizer):
 
     def simulate(self, x: Tensor) -> Tensor:
         """``x`` rounded; gradients pass within the grid's range."""
-        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
-            return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
         return self.grid.fake_quantize(x, self.scale, self.zero_point)
 
     def adopt(self, **numbers: Tensor) -> None:
@@ -157,13 +155,13 @@ class FakeQuantize(TensorQuantizer):
         """The integers (int32) that ``x`` is rounded to in eval mode: ``simulate`` gives ``(q − z) · s``."""
         return self.grid.quantize(x, *self.deployed())
 
-    def round_bias(self, bias: Tensor, factor: FakeQuantize) -> Tensor:
-        """``bias`` ``[out]`` of a layer whose weight this rounds and whose input ``factor`` does, as integer
+    def round_bias(self, bias: Tensor, given: FakeQuantize) -> Tensor:
+        """``bias`` ``[out]`` of a layer whose weight this rounds and whose input ``given`` does, as integer
         kernels add it: int32 multiples of ``s_x · s_w`` (Jacob et al., CVPR 2018, eq. 11). Gradients pass.
         """
-        if not all(q.quantizing and q.is_calibrated for q in (self, factor)):
+        if not all(q.quantizing and q.is_calibrated for q in (self, given)):
             return bias
-        scale = bias_scale(factor.deployed()[0], self.deployed()[0], len(bias))
+        scale = bias_scale(given.deployed()[0], self.deployed()[0], len(bias))
         zero_point = torch.zeros(len(bias), dtype=torch.int32, device=bias.device)
         return BIAS.fake_quantize(bias, scale, zero_point)
 

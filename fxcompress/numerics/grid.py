@@ -9,7 +9,7 @@ Quantization and Training of Neural Networks, CVPR 2018; Krishnamoorthi 2018).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,9 +87,14 @@ class Grid:
 
     def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
+        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
+            return self.fake_quantize(x.float(), scale, zero_point).to(x.dtype)
         scale, ends = scale.float(), (self.qmin, self.qmax)
-        one_zero_point = self.axis is None or (self.symmetric and self.signed)
-        if one_zero_point and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self.axis is None:  # the kernel for one scale would interrupt it
+                one = replace(self, axis=0)
+                return one.fake_quantize(x.unsqueeze(0), scale.view(1), zero_point.view(1)).squeeze(0)
+        elif x.device.type == "cpu" and (self.axis is None or (self.symmetric and self.signed)):
             zero = int(zero_point.item()) if self.axis is None else 0
             return rounded(x, self.aligned(scale, x), self.qmin - zero, self.qmax - zero)
         if self.axis is None:

@@ -150,7 +150,7 @@ class Quantizer(Compressor[Wrapper]):
         if self.data is not None:
             self.calibrate(self.data)
         self.finish(module)
-        round_biases(module, [node for layer in self.settings for node in placement.nodes.get(layer, ())])
+        round_biases(module, [node for nodes in placement.nodes.values() for node in nodes])
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
     def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:

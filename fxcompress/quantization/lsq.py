@@ -113,6 +113,7 @@ class LearnedStep(FakeQuantize):
         self.scale: Tensor = nn.Parameter(torch.empty(0))
         self.begun: Tensor
         self.register_buffer("begun", torch.tensor(False))
+        self._known_begun = False  # torch.compile can look at this, and not at a tensor
 
     def options(self) -> dict[str, Any]:
         """The base's, and how it begins."""
@@ -131,11 +132,16 @@ class LearnedStep(FakeQuantize):
 
     def observe(self, x: Tensor) -> None:
         """Begin with the first tensor of training; one seen before that gives the shapes."""
-        if bool(self.begun):
+        if self._known_begun or bool(self.begun):
+            self._known_begun = True
             return
         super().observe(x)
         self.begin(x)
         self.begun.fill_(self.training)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._known_begun = False
+        super()._load_from_state_dict(*args)
 
     def settle(self) -> None:
         """Of the range itself nothing follows."""

@@ -66,6 +66,21 @@ def test_at_other_scales_biases_are_left_alone(scale: Any) -> None:
     assert rounded(PTQ_Quantizer(convnet(), config, example_inputs=X, data=[X]).compress()) == []
 
 
+@pytest.mark.parametrize(
+    ("layer", "keys"),
+    [
+        (nn.ConvTranspose2d(3, 6, 3, groups=3), {}),
+        (nn.Conv2d(3, 6, 3), {"quant_scheme": {"input": "per_channel_affine"}}),
+    ],
+    ids=["groups share scales", "the input has a scale per channel"],
+)
+def test_where_a_bias_has_no_one_scale_it_is_left_alone(layer: nn.Module, keys: dict[str, Any]) -> None:
+    config = [{"quant_bits": 8, "quant_scale": "power_of_two", **keys}]
+    module = PTQ_Quantizer(nn.Sequential(layer), config, example_inputs=X, data=[X]).compress().eval()
+    assert rounded(module) == []
+    assert bool(module(X).isfinite().all())
+
+
 def test_biases_are_floats_until_rounding_begins() -> None:
     model = convnet()
     expected = run(model, (X,))

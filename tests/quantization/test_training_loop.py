@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import cross_entropy
 
 from fxcompress.graph.module import CompiledModule
@@ -146,6 +148,21 @@ def test_compiled_it_trains_to_the_same_weights_and_ranges(name: str) -> None:
         found[1].state_dict().items(), found[0].state_dict().values(), strict=True
     ):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_it_is_one_graph(name: str, training: bool) -> None:
+    torch.compiler.reset()
+    quantizer = quantizer_of(name, net())
+    module = quantizer.compress()
+    step(quantizer, module.train(), X)
+    step(quantizer, module, X)
+    module.train(training)
+    expected = copy.deepcopy(module)(X)
+    counter = CompileCounter()
+    assert torch.equal(torch.compile(module, backend=counter, fullgraph=True)(X), expected)
+    assert counter.frame_count == 1
 
 
 # -- saving and going on ---------------------------------------------------------------------------------
