@@ -118,7 +118,7 @@ def link_behind(module: CompiledModule, maker: fx.Node, reading: Reading) -> Lin
         layer = weighted(node)
         held = names if node is maker else (layer[1].weight,) if layer is not None else ()
         for name in held:
-            reason = _obstacle(module, node, name, reading)
+            reason = obstacle(module, node, name, reading)
             if reason is not None:
                 return reason
     return Link(maker, tuple(readers), facts.shape[dim]) if readers else "nothing reads it"
@@ -155,7 +155,8 @@ def _place(shape: tuple[int, ...], dim: int, reshaped: tuple[int, ...]) -> int |
     return next((d for d in places if math.prod(reshaped[d + 1 :]) == inner), None)
 
 
-def _obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:
+def obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:
+    """Why the weight or bias of a call cannot take a factor; ``None`` if it can."""
     call = call_of(node)
     value = None if call is None else call.get(argument)
     if is_masked(value):

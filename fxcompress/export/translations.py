@@ -1,9 +1,10 @@
-"""How some ATen operators of a quantized graph are written in ONNX, where the exporter's own way has no
-integer kernel.
+"""How some ATen operators are written in ONNX where the exporter's own way misses a kernel of onnxruntime:
+one for integers, or a faster one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,42 @@ def mean(self: Any, dim: Sequence[int], keepdim: bool = False, dtype: int | None
         axes = op.Constant(value_ints=list(dim))
         result = op.ReduceMean(self, axes, keepdims=int(keepdim))
     return result if dtype in (None, -1) else op.Cast(result, to=dtype)
+
+
+def gelu(self: Any, approximate: str = "none") -> Any:
+    """``x · (1 + erf(x / √2)) · ½``, multiplied in the order in which onnxruntime takes it for one Gelu."""
+    from onnxscript import opset18 as op
+    from onnxscript.function_libs.torch_lib.ops import nn
+
+    if approximate != "none":
+        return nn.aten_gelu(self, approximate)
+    half, one, root = (op.CastLike(op.Constant(value_float=c), self) for c in (0.5, 1.0, math.sqrt(2)))
+    return op.Mul(op.Mul(self, op.Add(op.Erf(op.Div(self, root)), one)), half)
+
+
+def layer_norm(
+    self: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    """LayerNormalization of a tensor that has one dimension more, which moves nothing.
+
+    With an addition in front of three dimensions onnxruntime makes one SkipLayerNormalization of the two,
+    which takes 9 times as long as both (1.31, x86-64: 4.5 ms against 0.5 ms for 1024 × 384).
+    """
+    from onnxscript import opset18 as op
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if len(self.shape) != 3 or weight is None:
+        return core.aten_layer_norm(self, normalized_shape, weight, bias, eps)
+    first = op.Constant(value_ints=[0])
+    normal, _, _ = op.LayerNormalization(
+        op.Unsqueeze(self, first), weight, bias, axis=-len(normalized_shape), epsilon=eps
+    )
+    return op.Squeeze(normal, first)
 
 
 def matmul_nbits(
@@ -82,6 +119,11 @@ def dynamic_matmul(x: Any, weight: Any, scale: Any) -> Any:
     return op.Mul(op.Cast(product, to=1), op.Mul(step, scale))
 
 
+FUSED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.gelu.default: gelu,
+    torch.ops.aten.layer_norm.default: layer_norm,
+}
+"""For every graph: forms of which onnxruntime makes its fastest kernels."""
 INTEGER: dict[Any, Callable[..., Any]] = {torch.ops.aten.mean.dim: mean}
 """For graphs with quantize nodes."""
 KERNELS: dict[Any, Callable[..., Any]] = {
@@ -96,4 +138,4 @@ def translations_for(graph: torch.fx.Graph) -> dict[Any, Callable[..., Any]]:
     targets = {node.target for node in graph.nodes}
     spaces = {getattr(target, "namespace", "") for target in targets}
     integer = INTEGER if "quantized_decomposed" in spaces else {}
-    return integer | {target: made for target, made in KERNELS.items() if target in targets}
+    return FUSED | integer | {target: made for target, made in KERNELS.items() if target in targets}
