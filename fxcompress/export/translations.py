@@ -39,7 +39,8 @@ def gelu(self: Any, approximate: str = "none") -> Any:
 
     if approximate != "none":
         return nn.aten_gelu(self, approximate)
-    half, one, root = (op.CastLike(op.Constant(value_float=c), self) for c in (0.5, 1.0, math.sqrt(2)))
+    numbers: list[Any] = [op.Constant(value_float=c) for c in (0.5, 1.0, math.sqrt(2))]
+    half, one, root = (op.CastLike(number, self) for number in numbers)
     return op.Mul(op.Mul(self, op.Add(op.Erf(op.Div(self, root)), one)), half)
 
 
@@ -61,7 +62,7 @@ def layer_norm(
 
     if len(self.shape) != 3 or weight is None:
         return core.aten_layer_norm(self, normalized_shape, weight, bias, eps)
-    first = op.Constant(value_ints=[0])
+    first: Any = op.Constant(value_ints=[0])
     normal, _, _ = op.LayerNormalization(
         op.Unsqueeze(self, first), weight, bias, axis=-len(normalized_shape), epsilon=eps
     )
