@@ -133,10 +133,11 @@ def write_files(
     names = ("float32", "float32, fxcompress", "static, SmoothQuant", "static", "dynamic",
              "onnxruntime static", "onnxruntime static, MatMul", "onnxruntime dynamic")  # fmt: skip
     files = {name: folder / f"{number}.onnx" for number, name in enumerate(names)}
-    example = calibration[0]
+    ids, mask = calibration[0]
+    example = (ids[:2], mask[:2])
     batch = {0: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
-        model, example, str(files["float32"]), dynamo=True, dynamic_shapes=(batch, batch), verbose=False
+        model, example, str(files["float32"]), dynamo=True, dynamic_shapes=(batch, batch), external_data=False
     )
     reports = {"float32, fxcompress": fxcompress.export_onnx(model, files["float32, fxcompress"], example)}
     config = [{"quant_bits": 8}]

@@ -78,7 +78,11 @@ def convert(module: CompiledModule) -> CompiledModule:
 def rounds_activations(converted: CompiledModule) -> bool:
     """Whether a value that depends on the input is rounded anywhere, so that one may fall on another step."""
     rounding = (_q.quantize_per_tensor.default, torch.ops.fxcompress.dynamic_matmul.default)
-    return any(node.target in rounding for node in converted.graph.nodes)
+    nbits = torch.ops.fxcompress.matmul_nbits.default
+    return any(
+        node.target in rounding or (node.target is nbits and node.args[-1] == 4)
+        for node in converted.graph.nodes
+    )
 
 
 def _is_size(node: fx.Node) -> bool:

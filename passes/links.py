@@ -34,6 +34,8 @@ POOLING = frozenset(
 """The same for every slice of the dimensions that they do not pool."""
 RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
 """The same where the channels stay one dimension."""
+PERMUTING = frozenset({"transpose", "permute"})
+"""The same: the channels are elsewhere."""
 CLIPPING = frozenset({"relu6", "hardtanh", "clamp", "clamp_", "clamp_max", "hardsigmoid", "hardswish"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -75,7 +77,7 @@ def maker_of(reader: fx.Node) -> fx.Node | None:
     node = None if found is None else activation(found[0])
     while node is not None:
         call = call_of(node)
-        if call is None or call.op not in ELEMENTWISE | POOLING | RESHAPING:
+        if call is None or call.op not in ELEMENTWISE | POOLING | RESHAPING | PERMUTING:
             break
         node = node.all_input_nodes[0]
     return node
@@ -137,6 +139,8 @@ def _readers(node: fx.Node, dim: int) -> Iterator[fx.Node | str]:
             yield from _readers(user, dim)
         elif call.op in RESHAPING and (there := _place(_shape(node), dim, _shape(user))) is not None:
             yield from _readers(user, there)
+        elif call.op in PERMUTING:
+            yield from _readers(user, _permuted(call, dim, rank))
         elif call.op in CLIPPING:
             yield f"{label(user)} ({call.op}) clips at an upper end, which does not follow a factor"
         else:
@@ -153,6 +157,17 @@ def _place(shape: tuple[int, ...], dim: int, reshaped: tuple[int, ...]) -> int |
     inner = math.prod(shape[dim + 1 :])
     places = (d for d, size in enumerate(reshaped) if size == shape[dim])
     return next((d for d in places if math.prod(reshaped[d + 1 :]) == inner), None)
+
+
+def _permuted(call: Call, dim: int, rank: int) -> int:
+    """Where dimension ``dim`` is after permuting."""
+    order = list(range(rank))
+    if call.op == "permute":
+        order = [d % rank for d in call.args["dims"]]
+    else:
+        a, b = call.args["dim0"] % rank, call.args["dim1"] % rank
+        order[a], order[b] = b, a
+    return order.index(dim)
 
 
 def obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:
