@@ -70,7 +70,7 @@ def multiply(
     facts = source.meta["tensor"]
     _check(str(source), facts.shape[-1], factors)
     changed = _take_back(module, readers, factors)
-    inverse = add_buffer(module, f"{source.name}_factors", (1 / factors).to(facts.dtype), readers[0])
+    inverse = add_buffer(module, f"{source.name}_factors", (1 / factors).to(facts.dtype), source.next)
     with module.graph.inserting_after(inverse):
         product = module.graph.call_function(torch.ops.aten.mul.Tensor, (source, inverse))
     product.meta["tensor"] = facts

@@ -28,7 +28,7 @@ from fxcompress.quantization.wrapper import Wrapper
 class LinearQuantizer(Quantizer, ABC):
     """Rounds ``y = x Wᵀ + b`` with ``W`` ``[out, in]``, and refuses every other operator by name."""
 
-    op_types = frozenset({"Linear"})
+    op_types = frozenset({"Linear", "MultiheadAttention"})
 
     def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
         """As the base's.

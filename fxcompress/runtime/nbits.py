@@ -3,7 +3,7 @@
     y = Σ_blocks s_x s_w · Σ_k q(x)_k (Q − Z)_k      s_x = max|x| / 127,  q = rne(x · (127 / max|x|))
 
 The products are exact, the sum over blocks is float32 in an order of the kernel's own: ``TOLERANCE`` of the
-largest output is the bound (measured: 3e-7; a value on another step would make 1e-5 and more).
+largest output is the bound (measured: 3e-7 for 256 inputs; one of them on another step would make 1e-3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxcompress.runtime.graphs import Array, Node
 
 LEVEL = 4
 """The accuracy level at which inputs are rounded."""
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 """Of the largest output."""
 
 

@@ -6,7 +6,6 @@ import importlib.util
 
 import pytest
 import torch
-from rich.console import Console
 
 from benchmarks.minilm import (
     ALPHA,
@@ -53,17 +52,18 @@ def test_goals_are_accuracy_speed_and_the_other_quantizers() -> None:
 
 
 def test_the_table_has_a_line_for_each_file() -> None:
-    console = Console(width=100, record=True, quiet=True)
-    console.print(table_of({"float32": row(1.0, 1.0, 1.0), "static": row(0.9934, 2.8, 2.75)}))
-    assert "static       0.9934  0.9934    2.80x    2.75x  1.0" in console.export_text()
+    table = table_of({"float32": row(1.0, 1.0, 1.0), "static": row(0.9934, 2.8, 2.75)})
+    assert [list(column.cells) for column in table.columns][:4] == [
+        ["float32", "static"], ["1.0000", "0.9934"], ["1.0000", "0.9934"], ["1.00x", "2.80x"],
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(MISSING is not None, reason=f"needs the package {MISSING}, which is not installed")
 def test_smoothed_embeddings_are_near_those_of_the_pretrained_model() -> None:
     model, encode = load_model()
     chosen = sentences()
-    calibration = in_batches(encode, chosen[:32])
-    evaluation = in_batches(encode, chosen[32:48])
+    calibration = in_batches(encode, chosen[:16])
+    evaluation = in_batches(encode, chosen[16:24])
     found = []
     with torch.no_grad():
         expected = embeddings([model(*batch) for batch in evaluation], evaluation)

@@ -176,3 +176,12 @@ def test_a_later_entry_leaves_what_an_earlier_one_gave() -> None:
     quantizer = WeightOnlyQuantizer(model(), config, example_inputs=X)
     quantizer.compress()
     assert {q.grid.bits for q in quantizer.fake_quantizers.values()} == {8}
+
+
+@pytest.mark.parametrize("cls", [WeightOnlyQuantizer, DynamicQuantizer])
+def test_the_projections_of_attention_are_linear_layers(cls: type[Quantizer]) -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    module = cls(net, [{"quant_bits": 8}], example_inputs=torch.randn(2, 3, 16)).compress()
+    found = {name for name, _ in module.get_submodule("fake_quant").named_children() if "weight" in name}
+    assert found == {f"{layer}_weight" for layer in ("self_attn", "self_attn_out_proj", "linear1", "linear2")}
