@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,9 @@ def test_the_projections_of_attention_are_linear_layers(cls: type[Quantizer]) ->
     module = cls(net, [{"quant_bits": 8}], example_inputs=torch.randn(2, 3, 16)).compress()
     found = {name for name, _ in module.get_submodule("fake_quant").named_children() if "weight" in name}
     assert found == {f"{layer}_weight" for layer in ("self_attn", "self_attn_out_proj", "linear1", "linear2")}
+
+
+def test_a_saved_module_rounds_its_inputs_as_before(tmp_path: Path) -> None:
+    module = WeightOnlyQuantizer(model(), LINEAR, example_inputs=X, group_size=16).compress().eval()
+    fxcompress.save(module, tmp_path / "m.pt2")
+    assert torch.equal(fxcompress.load(tmp_path / "m.pt2").eval()(X), module(X))
