@@ -1,0 +1,125 @@
+"""``fxcompress inspect``: what the graph of a model holds, and which channels are tied to each other."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from fxcompress.commands.found import Found, add_json, row, table
+from fxcompress.commands.options import add_model
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxcompress.graph.cost import MacCount
+    from fxcompress.graph.module import CompiledModule
+    from fxcompress.pruning.groups import ChannelGroup
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_EXAMPLES = """examples:
+  fxcompress inspect models.resnet:make --input 1x3x224x224
+  fxcompress inspect torchvision.models:resnet18 --model-args '{"num_classes": 10}' --json
+  fxcompress inspect small.pt2
+"""
+
+
+def add_inspect(commands: Commands) -> None:
+    """Layers and channel groups of a model."""
+    text = "show parameters, MACs and output shape of every layer, and which channels are tied to each other"
+    parser = commands.add_parser("inspect", help=text, description=f"{text.capitalize()}.", epilog=_EXAMPLES)
+    add_model(parser)
+    add_json(parser)
+    parser.set_defaults(run=run_inspect)
+
+
+def run_inspect(options: argparse.Namespace) -> Found:
+    """Capture the model and look at it."""
+    from fxcompress.commands.models import captured
+    from fxcompress.graph.cost import count_bytes, count_macs, count_parameters
+    from fxcompress.pruning.groups import channel_groups
+
+    module = captured(options)
+    macs = count_macs(module, module.example_inputs)
+    layers, groups = _layers(module, macs), channel_groups(module)
+    totals = {"parameters": count_parameters(module), "bytes": count_bytes(module), "macs": macs.total}
+    facts = {
+        "model": options.model,
+        **totals,
+        "nodes": len(module.graph.nodes),
+        "layers": layers,
+        "groups": [vars(group) for group in groups],
+        "notes": list(module.notes),
+    }
+    made = table(f"{options.model}: {len(layers)} layers", "layer", "type", "output", "parameters", "MACs", left=3)
+    for layer in layers:
+        output = layer["output"] and "×".join(map(str, layer["output"]))
+        row(made, layer["name"], layer["type"], output, layer["parameters"], layer["macs"])
+    made.add_section()
+    row(made, "in all", "", "", totals["parameters"], totals["macs"])
+    notes = [f"note: {note}" for note in module.notes]
+    return Found(facts, (made, "", _groups_table(groups), "\n".join(["", *notes])))
+
+
+def _groups_table(groups: list[ChannelGroup]) -> Any:
+    made = table("channels that stand or fall together", "layers that make them", "why some must stay", "channels",
+                 "prunable", left=2)  # fmt: skip
+    for group in groups:
+        row(made, ", ".join(group.layers), group.reason or "", group.channels, group.free)
+    return made
+
+
+def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
+    """What has parameters or MACs, in the order of the graph; a shared parameter counts at its first owner.
+
+    The MACs are those of one example; ``n`` in an output shape is the batch.
+    """
+    counted: set[int] = set()
+    parameters: dict[str, int] = {}
+    for name, parameter in module.named_parameters():
+        owner = name.rpartition(".")[0]
+        parameters[owner] = parameters.get(owner, 0) + parameter.numel() * (id(parameter) not in counted)
+        counted.add(id(parameter))
+    nodes: dict[str, fx.Node | None] = {}
+    for node in module.graph.nodes:
+        name = _layer_name(node)
+        if name is not None and (name in parameters or name in macs.by_layer):
+            nodes[name] = node if node.op != "get_attr" else nodes.get(name)
+    nodes |= {name: None for name in parameters if name not in nodes}
+    return [
+        {
+            "name": name or "(model)",
+            "type": _type(module, name, node),
+            "parameters": parameters.get(name, 0),
+            "macs": macs.by_layer.get(name, 0),
+            "output": None if node is None else _output(node),
+        }
+        for name, node in nodes.items()
+    ]
+
+
+def _layer_name(node: fx.Node) -> str | None:
+    """The layer a node belongs to: that of its weight, or of the parameter it reads."""
+    from fxcompress.graph.cost import layer_of
+
+    if node.op in ("placeholder", "output"):
+        return None
+    return str(node.target).rpartition(".")[0] if node.op == "get_attr" else layer_of(node)
+
+
+def _type(module: CompiledModule, name: str, node: fx.Node | None) -> str:
+    from fxcompress.graph.calls import call_of
+
+    call = None if node is None else call_of(node)
+    if node is not None and name == node.name and call is not None:
+        return call.op
+    return module.get_submodule(name)._get_name()
+
+
+def _output(node: fx.Node) -> list[int | str] | None:
+    from fxcompress.graph.shapes import info
+
+    found = info(node)
+    if found is None:
+        return None
+    return ["n" if i == 0 and d else s for i, (s, d) in enumerate(zip(found.shape, found.dynamic, strict=True))]
