@@ -47,23 +47,33 @@ __all__ = [
     "speedup",
 ]
 
-# Every submodule that is imported on the way becomes an attribute of this package too.
-_MODULES = (
-    "compiler", "config", "errors", "export.archive", "export.masks", "export.onnx", "export.seeds",
-    "graph.capture", "graph.module",
-)  # fmt: skip
+_HOMES = {
+    "compiler": ("apply_masks", "compile", "speedup"),
+    "config": ("explain",),
+    "errors": ("CaptureError", "ConfigError", "ExportError", "FxcompressError", "PassError", "SpeedupError"),
+    "export.archive": ("load", "save"),
+    "export.masks": ("load_masks", "save_masks"),
+    "export.onnx": ("export_onnx",),
+    "export.seeds": ("export_model",),
+    "graph.capture": ("capture",),
+    "graph.module": ("CompiledModule",),
+}
 
 if not TYPE_CHECKING:  # for type checkers the names above are all there are
 
     def __getattr__(name: str) -> Any:
-        """Import everything that is public, and return ``name`` of it."""
-        if not name.startswith("__"):  # not what Python itself looks for
-            modules = [importlib.import_module(f"{__name__}.{module}") for module in _MODULES]
-            for public in __all__:
-                globals()[public] = next(vars(module)[public] for module in modules if public in vars(module))
-        if name not in globals():
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return globals()[name]
+        """A public name, or a submodule."""
+        home = next((module for module, names in _HOMES.items() if name in names), None)
+        if home is not None:
+            globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return globals()[name]
+        missing = AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name.startswith("_"):
+            raise missing
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            raise (missing if error.name == f"{__name__}.{name}" else error) from None
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

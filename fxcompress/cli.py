@@ -44,10 +44,10 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    if not options.debug:
-        warnings.showwarning = _warn
     try:
-        with nothing_else_on_stdout(options):
+        with nothing_else_on_stdout(options), warnings.catch_warnings():
+            if not options.debug:
+                warnings.showwarning = _warn
             found = options.run(options)
         if found is not None:
             show(found, options)
@@ -83,7 +83,6 @@ def make_parser() -> argparse.ArgumentParser:
     for add in COMMANDS:
         add(commands)
     for command in commands.choices.values():
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )

@@ -7,32 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxcompress.commands.found import Found, add_json, row, table
-from fxcompress.commands.options import add_inputs, positive
+from fxcompress.commands.options import add_inputs, check_model_file, new_command, positive
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress bench dense.onnx small.onnx small.pt2
-  fxcompress bench dense.onnx int8.onnx --input 1x3x224x224 --rounds 200 --json
+_EXAMPLES = """
+fxcompress bench dense.onnx small.onnx small.pt2
+fxcompress bench dense.onnx int8.onnx --input 1x3x224x224 --rounds 200 --json
 """
 
 
 def add_bench(commands: Commands) -> None:
     """Latency of model files."""
     text = "measure how long model files take on the same inputs, .pt2 in PyTorch and .onnx in onnxruntime"
-    about = f"{text.capitalize()}. Calls alternate, so that whatever else the machine does slows all alike."
-    parser = commands.add_parser("bench", help=text, description=about, epilog=_EXAMPLES)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".onnx or .pt2; the first is the reference")
+    more = "Calls alternate, so that whatever else the machine does slows all alike."
+    parser = new_command(commands, "bench", text, _EXAMPLES, more)
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help=".onnx or .pt2; the first is the reference"
+    )
     add_inputs(parser, "those of the first .pt2 file, or random ones")
-    parser.add_argument("--rounds", type=positive, default=50, metavar="N", help="timed calls of each (default: 50)")
-    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of both runtimes (default: 1)")
+    parser.add_argument(
+        "--rounds", type=positive, default=50, metavar="N", help="timed calls of each (default: 50)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, default=1, metavar="N", help="of both runtimes (default: 1)"
+    )
     add_json(parser)
     parser.set_defaults(run=run_bench)
 
 
 def run_bench(options: argparse.Namespace) -> Found:
     """Time them against each other."""
+    for path in options.files:
+        check_model_file(path)
+
     import torch
 
     from fxcompress.commands.runners import inputs_for, opened
@@ -46,8 +55,8 @@ def run_bench(options: argparse.Namespace) -> Found:
     times = compare_latency({str(r.path): r.bound(inputs) for r in runners}, rounds=options.rounds)
     reference = times[str(runners[0].path)]
     made = table(
-        f"milliseconds per call, {options.rounds} calls each, threads: {options.threads}",
-        "file", "runtime", "median", "quartiles", "time over the first's", left=2,
+        f"milliseconds per call ({options.rounds} each, threads: {options.threads}); ratio: over the first",
+        "file", "runtime", "median", "quartiles", "ratio", left=2,
     )  # fmt: skip
     rows = []
     for runner in runners:
@@ -55,5 +64,12 @@ def run_bench(options: argparse.Namespace) -> Found:
         ratio = found.ratio_to(reference)
         rows.append({"file": str(runner.path), "runtime": runner.runtime, **found.to_dict(), "ratio": ratio})
         lower, upper = (f"{1e3 * seconds:.3f}" for seconds in found.quartiles)
-        row(made, runner.path, runner.runtime, f"{1e3 * found.median:.3f}", f"{lower} to {upper}", f"{ratio:.3f}")
+        row(
+            made,
+            runner.path,
+            runner.runtime,
+            f"{1e3 * found.median:.3f}",
+            f"{lower} to {upper}",
+            f"{ratio:.3f}",
+        )
     return Found({"rounds": options.rounds, "threads": options.threads, "files": rows}, (made,))

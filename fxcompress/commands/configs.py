@@ -58,7 +58,9 @@ def read_config(path: Path) -> list[dict[str, Any]]:
         content = content.get(KEY)
     if not isinstance(content, list):
         got = "nothing" if content is None else type(content).__name__
-        raise ConfigError(f"{path}: expected a list of entries, got {got}; in TOML each begins with [[config]]")
+        raise ConfigError(
+            f"{path}: expected a list of entries, got {got}; in TOML each begins with [[config]]"
+        )
     return content
 
 

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxcompress.commands.found import Found
-from fxcompress.commands.options import positive
+from fxcompress.commands.options import new_command, positive
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress demo
-  fxcompress demo --sparsity 0.7 --out models
-  fxcompress demo --quick --json figures.json
+_EXAMPLES = """
+fxcompress demo
+fxcompress demo --sparsity 0.7 --out models
+fxcompress demo --quick --json figures.json
 """
 
 
 def add_demo(commands: Commands) -> None:
     """Train on digits, compress, compare."""
     text = "train a small residual convnet on digits, remove half of its channels, compare before and after"
-    parser = commands.add_parser("demo", help=text, description=f"{text.capitalize()}.", epilog=_EXAMPLES)
+    parser = new_command(commands, "demo", text, _EXAMPLES)
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for the models (default: ./demo)"
     )

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from fxcompress.commands.configs import add_config, naming, read_config
 from fxcompress.commands.found import Found, add_json
-from fxcompress.commands.options import add_model
+from fxcompress.commands.options import add_model, check_model, new_command
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress explain models.resnet:make --config prune.toml
-  fxcompress explain small.pt2 --config quantize.yaml --json
+_EXAMPLES = """
+fxcompress explain models.resnet:make --config prune.toml
+fxcompress explain small.pt2 --config quantize.yaml --json
 """
 
 
 def add_explain(commands: Commands) -> None:
     """What a config file does to a model."""
     text = "show which layer gets what from which entry of a config file, and why the others get nothing"
-    parser = commands.add_parser("explain", help=text, description=f"{text.capitalize()}.", epilog=_EXAMPLES)
+    parser = new_command(commands, "explain", text, _EXAMPLES)
     add_model(parser)
     add_config(parser)
     add_json(parser)
@@ -30,6 +30,7 @@ def add_explain(commands: Commands) -> None:
 
 def run_explain(options: argparse.Namespace) -> Found:
     """Check the config against the model; nothing is captured or changed."""
+    check_model(options)
     config_list = read_config(options.config)
 
     from fxcompress.commands.models import model_of

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxcompress.commands.found import Found, add_json
-from fxcompress.commands.options import add_model
+from fxcompress.commands.options import add_model, check_model, check_target, new_command
 
 if TYPE_CHECKING:
     from fxcompress.export.onnx import OnnxReport
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress export small.pt2 --out small.onnx
-  fxcompress export models.resnet:make --weights best.pt --input 1x3x224x224 --out resnet.onnx --opset 20
+_EXAMPLES = """
+fxcompress export small.pt2 --out small.onnx
+fxcompress export models.resnet:make --weights best.pt --input 1x3x224x224 --out resnet.onnx --opset 20
 """
 
 
 def add_export(commands: Commands) -> None:
     """A model as ONNX."""
     text = "write a model as ONNX, compare it with onnxruntime, and say what runs on integers"
-    parser = commands.add_parser("export", help=text, description=f"{text.capitalize()}.", epilog=_EXAMPLES)
+    parser = new_command(commands, "export", text, _EXAMPLES)
     add_model(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
     parser.add_argument("--opset", type=int, default=18, help="of the file, 18 to 21 (default: 18)")
@@ -36,6 +36,9 @@ def add_export(commands: Commands) -> None:
 
 def run_export(options: argparse.Namespace) -> Found:
     """Export and compare."""
+    check_model(options)
+    check_target(options.out, ".onnx")
+
     from fxcompress.commands.models import captured
     from fxcompress.export.onnx import export_onnx
 
@@ -46,7 +49,7 @@ def run_export(options: argparse.Namespace) -> Found:
         verify=not options.no_verify,
         dynamic_batch=not options.fixed_batch,
     )
-    return Found({"model": options.model, **onnx_facts(report)}, tuple(onnx_lines(report)))
+    return Found({"model": options.model, **onnx_facts(report)}, tuple(onnx_lines(report, options.out)))
 
 
 def onnx_facts(report: OnnxReport) -> dict[str, Any]:
@@ -71,16 +74,17 @@ def onnx_facts(report: OnnxReport) -> dict[str, Any]:
             }
             for operator in lint.operators
         ],
-        "parity": parity and {"elements": parity.elements, "mismatches": parity.mismatches, "floats": list(parity.floats)},
+        "parity": parity
+        and {"elements": parity.elements, "mismatches": parity.mismatches, "floats": list(parity.floats)},
         "notes": list(report.notes),
     }
 
 
-def onnx_lines(report: OnnxReport) -> list[str]:
-    """The same for people."""
+def onnx_lines(report: OnnxReport, path: Path) -> list[str]:
+    """The same for people; ``path`` is where the file will be."""
     size = f"{report.path.stat().st_size:,} bytes, opset {report.opset}"
     batch = "open" if report.batch_is_dynamic else "fixed"
-    lines = [f"{report.path}: {size}, inputs {', '.join(report.inputs)}, batch {batch}"]
+    lines = [f"{path}: {size}, inputs {', '.join(report.inputs)}, batch {batch}"]
     if report.max_relative_difference is None:
         lines.append("not compared with onnxruntime")
     else:

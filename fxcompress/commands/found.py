@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def show(found: Found, options: argparse.Namespace) -> None:
         print(json.dumps(_finite(found.facts), allow_nan=False))
         return
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120
     for part in found.parts:
         if isinstance(part, str):
             console.print(part, markup=False)

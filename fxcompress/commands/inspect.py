@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from fxcompress.commands.found import Found, add_json, row, table
-from fxcompress.commands.options import add_model
+from fxcompress.commands.options import add_model, check_model, new_command
 
 if TYPE_CHECKING:
     from torch import fx
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress inspect models.resnet:make --input 1x3x224x224
-  fxcompress inspect torchvision.models:resnet18 --model-args '{"num_classes": 10}' --json
-  fxcompress inspect small.pt2
+_EXAMPLES = """
+fxcompress inspect models.resnet:make --input 1x3x224x224
+fxcompress inspect torchvision.models:resnet18 --model-args '{"num_classes": 10}' --json
+fxcompress inspect small.pt2
 """
 
 
 def add_inspect(commands: Commands) -> None:
     """Layers and channel groups of a model."""
     text = "show parameters, MACs and output shape of every layer, and which channels are tied to each other"
-    parser = commands.add_parser("inspect", help=text, description=f"{text.capitalize()}.", epilog=_EXAMPLES)
+    parser = new_command(commands, "inspect", text, _EXAMPLES)
     add_model(parser)
     add_json(parser)
     parser.set_defaults(run=run_inspect)
@@ -35,6 +35,8 @@ def add_inspect(commands: Commands) -> None:
 
 def run_inspect(options: argparse.Namespace) -> Found:
     """Capture the model and look at it."""
+    check_model(options)
+
     from fxcompress.commands.models import captured
     from fxcompress.graph.cost import count_bytes, count_macs, count_parameters
     from fxcompress.pruning.groups import channel_groups
@@ -51,7 +53,9 @@ def run_inspect(options: argparse.Namespace) -> Found:
         "groups": [vars(group) for group in groups],
         "notes": list(module.notes),
     }
-    made = table(f"{options.model}: {len(layers)} layers", "layer", "type", "output", "parameters", "MACs", left=3)
+    made = table(
+        f"{options.model}: {len(layers)} layers", "layer", "type", "output", "parameters", "MACs", left=3
+    )
     for layer in layers:
         output = layer["output"] and "×".join(map(str, layer["output"]))
         row(made, layer["name"], layer["type"], output, layer["parameters"], layer["macs"])
@@ -108,12 +112,14 @@ def _layer_name(node: fx.Node) -> str | None:
 
 
 def _type(module: CompiledModule, name: str, node: fx.Node | None) -> str:
+    """The class of a layer, or the operator of a node that is none."""
     from fxcompress.graph.calls import call_of
 
-    call = None if node is None else call_of(node)
-    if node is not None and name == node.name and call is not None:
-        return call.op
-    return module.get_submodule(name)._get_name()
+    try:
+        return module.get_submodule(name)._get_name()
+    except AttributeError:
+        call = None if node is None else call_of(node)
+        return "" if call is None else call.op
 
 
 def _output(node: fx.Node) -> list[int | str] | None:
@@ -122,4 +128,6 @@ def _output(node: fx.Node) -> list[int | str] | None:
     found = info(node)
     if found is None:
         return None
-    return ["n" if i == 0 and d else s for i, (s, d) in enumerate(zip(found.shape, found.dynamic, strict=True))]
+    return [
+        "n" if i == 0 and d else s for i, (s, d) in enumerate(zip(found.shape, found.dynamic, strict=True))
+    ]

@@ -35,12 +35,8 @@ def model_of(options: argparse.Namespace) -> nn.Module:
         if options.model_args is not None:
             raise FxcompressError("--model-args: a .pt2 file needs none; leave it out")
         model: nn.Module = load(place)
-    elif ":" in place:
-        model = _made(place, options.model_args)
     else:
-        raise FxcompressError(
-            f"{place!r}: expected package.module:name, such as models.resnet:make, or a .pt2 file"
-        )
+        model = _made(place, options.model_args)
     if options.weights is not None:
         _load_weights(model, options.weights)
     if isinstance(model, CompiledModule) and options.inputs:
@@ -79,9 +75,7 @@ def _load_weights(model: nn.Module, file: Path) -> None:
         if name in own and own[name].shape != tensor.shape
     ]
     problems += [f"the file lacks {name!r}{did_you_mean(name, given)}" for name in own if name not in given]
-    problems += [
-        f"the model has no {name!r}{did_you_mean(name, own)}" for name in given if name not in own
-    ]
+    problems += [f"the model has no {name!r}{did_you_mean(name, own)}" for name in given if name not in own]
     if problems:
         more = [f"and {len(problems) - 6} more"] if len(problems) > 7 else problems[6:7]
         raise FxcompressError("\n".join([f"{file} does not fit the model:", *problems[:6], *more]))

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fxcompress.errors import FxcompressError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 _SHAPE = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
@@ -21,6 +27,21 @@ class InputSpec:
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     file: Path | None = None
+
+
+def new_command(
+    commands: Commands, name: str, text: str, examples: str, more: str = ""
+) -> argparse.ArgumentParser:
+    """The parser of a command that does ``text``; ``more`` sentences and the examples are in its own help."""
+    description = textwrap.fill(f"{text[0].upper()}{text[1:]}. {more}".strip(), 100)
+    listed = "\n".join(f"  $ {line}" for line in examples.strip().splitlines())
+    return commands.add_parser(
+        name,
+        help=text,
+        description=description,
+        epilog=f"examples:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def positive(text: str) -> int:
@@ -52,7 +73,9 @@ def json_object(text: str) -> dict[str, Any]:
             f'expected a JSON object such as {{"num_classes": 10}}, got {text!r} ({error})'
         ) from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"num_classes": 10}}, got {text!r}')
+        raise argparse.ArgumentTypeError(
+            f'expected a JSON object such as {{"num_classes": 10}}, got {text!r}'
+        )
     return value
 
 
@@ -103,6 +126,47 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="state dict to load: .safetensors, or written by torch.save (read without pickle)",
     )  # fmt: skip
     add_inputs(parser, "found from the first layers, or those of the .pt2 file")
+
+
+def check_model(options: argparse.Namespace) -> None:
+    """Before torch is imported: whether MODEL names a place or an existing file.
+
+    Raises:
+        FxcompressError: if it does not.
+    """
+    if options.model.endswith(".pt2"):
+        check_model_file(Path(options.model))
+    elif ":" not in options.model:
+        raise FxcompressError(
+            f"{options.model!r}: expected package.module:name, such as models.resnet:make for make of "
+            "models/resnet.py, or a .pt2 file"
+        )
+
+
+def check_model_file(path: Path) -> None:
+    """Whether ``path`` is a model file.
+
+    Raises:
+        FxcompressError: if it is not.
+    """
+    if path.suffix not in (".onnx", ".pt2"):
+        raise FxcompressError(f"{path}: expected an .onnx or .pt2 file")
+    if not path.is_file():
+        raise FxcompressError(f"{path}: there is no such file")
+
+
+def check_target(path: Path, *suffixes: str) -> None:
+    """Whether a file of this name can be written, before the work is done.
+
+    Raises:
+        FxcompressError: if its name or its folder is wrong.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise FxcompressError(f"{path}: expected a name that ends with {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise FxcompressError(
+            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
+        )
 
 
 def add_inputs(parser: argparse.ArgumentParser, default: str) -> None:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxcompress.commands.found import Found, add_json, row, table
-from fxcompress.commands.options import add_inputs
+from fxcompress.commands.options import add_inputs, check_model_file, check_target, new_command
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress run small.onnx --input images.npy --out logits.npz
-  fxcompress run small.pt2 --input 8x3x224x224 --json
+_EXAMPLES = """
+fxcompress run small.onnx --input images.npy --out logits.npz
+fxcompress run small.pt2 --input 8x3x224x224 --json
 """
 
 
 def add_run(commands: Commands) -> None:
     """Outputs of a model file."""
     text = "run an ONNX file in onnxruntime or a .pt2 file in PyTorch, and write what it returns"
-    parser = commands.add_parser("run", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EXAMPLES)
+    parser = new_command(commands, "run", text, _EXAMPLES)
     parser.add_argument("file", type=Path, metavar="FILE", help=".onnx or .pt2")
     add_inputs(parser, "those of the .pt2 file, or random ones")
     parser.add_argument("--out", type=Path, metavar="FILE", help="an .npz file, one array for each output")
@@ -31,25 +31,36 @@ def add_run(commands: Commands) -> None:
 
 def run_run(options: argparse.Namespace) -> Found:
     """Run it once."""
+    check_model_file(options.file)
+    if options.out is not None:
+        check_target(options.out, ".npz")
+
     import numpy as np
 
     from fxcompress.commands.runners import inputs_for, opened
-    from fxcompress.errors import FxcompressError
     from fxcompress.export.files import replacing
 
-    if options.out is not None and options.out.suffix != ".npz":
-        raise FxcompressError(f"--out {options.out}: expected a file named .npz")
     runner = opened(options.file)
     outputs = runner.checked(inputs_for([runner], options.inputs))
     if options.out is not None:
         with replacing(options.out) as temporary:
             np.savez(temporary, allow_pickle=False, **outputs)
-    made = table(f"{options.file} in {runner.runtime}", "output", "type", "shape", "least", "greatest", left=3)
+    made = table(
+        f"{options.file} in {runner.runtime}", "output", "type", "shape", "least", "greatest", left=3
+    )
     facts = []
     for name, array in outputs.items():
         least, greatest = (float(array.min()), float(array.max())) if array.size else (None, None)
         shape = "×".join(map(str, array.shape)) or "scalar"
-        facts.append({"name": name, "dtype": str(array.dtype), "shape": list(array.shape), "least": least, "greatest": greatest})
+        facts.append(
+            {
+                "name": name,
+                "dtype": str(array.dtype),
+                "shape": list(array.shape),
+                "least": least,
+                "greatest": greatest,
+            }
+        )
         row(made, name, array.dtype, shape, *(None if v is None else f"{v:.6g}" for v in (least, greatest)))
     written = None if options.out is None else str(options.out)
     found = {"file": str(options.file), "runtime": runner.runtime, "outputs": facts, "out": written}

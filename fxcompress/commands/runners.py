@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.commands.models import inputs_of
 from fxcompress.commands.options import InputSpec
-from fxcompress.errors import FxcompressError, first_line
+from fxcompress.errors import FxcompressError
 from fxcompress.export.archive import load
 from fxcompress.export.parity import feed, open_session
 from fxcompress.graph.inputs import Inputs, as_inputs, copied
@@ -59,9 +58,11 @@ class Runner(ABC):
         except FxcompressError:
             raise
         except Exception as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
+            shapes = ", ".join(
+                str(tuple(x.shape)) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)
+            )
             raise FxcompressError(
-                f"{self.path} does not run on inputs of shape {shapes}: {first_line(error)}; give others with --input"
+                f"{self.path} does not run on inputs of shape {shapes}: {' '.join(str(error).split())[:300]}; give others with --input"
             ) from error
 
 
@@ -79,7 +80,10 @@ class OnnxRunner(Runner):
         """Random inputs of its shapes; an open batch is one row."""
         specs = []
         for item in self._session.get_inputs():
-            shape = [1 if index == 0 and not isinstance(size, int) else size for index, size in enumerate(item.shape)]
+            shape = [
+                1 if index == 0 and not isinstance(size, int) else size
+                for index, size in enumerate(item.shape)
+            ]
             if item.type not in _DTYPES or not all(isinstance(size, int) for size in shape):
                 raise FxcompressError(
                     f"{self.path}: input {item.name!r} has shape {item.shape} and type {item.type}; say with --input "
@@ -138,19 +142,18 @@ class ModuleRunner(Runner):
         """``output``, or ``output_0``, ``output_1``, … of what it returns."""
         leaves = [x for x in pytree.tree_leaves(self.bound(copied(inputs))()) if isinstance(x, Tensor)]
         names = ["output"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))]
-        return {n: x.float().numpy() if x.dtype is torch.bfloat16 else x.numpy() for n, x in zip(names, leaves, strict=True)}
+        return {
+            n: x.float().numpy() if x.dtype is torch.bfloat16 else x.numpy()
+            for n, x in zip(names, leaves, strict=True)
+        }
 
 
 def opened(path: Path, threads: int = 1) -> Runner:
     """The file at ``path``; ``threads`` for onnxruntime.
 
     Raises:
-        FxcompressError: if it is neither kind of file, or cannot be read.
+        ExportError: if it cannot be read.
     """
-    if path.suffix not in (".onnx", ".pt2"):
-        raise FxcompressError(f"{path}: expected an .onnx or .pt2 file")
-    if not path.is_file():
-        raise FxcompressError(f"{path}: there is no such file")
     return OnnxRunner(path, threads) if path.suffix == ".onnx" else ModuleRunner(path)
 
 

@@ -9,51 +9,75 @@ from typing import TYPE_CHECKING
 
 from fxcompress.commands.configs import KEY
 from fxcompress.commands.found import Found, add_json, row, table
-from fxcompress.commands.options import add_model, add_place, fractions, names
+from fxcompress.commands.options import (
+    add_model,
+    add_place,
+    check_model,
+    check_target,
+    fractions,
+    names,
+    new_command,
+)
+from fxcompress.errors import FxcompressError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EXAMPLES = """examples:
-  fxcompress sensitivity models.digits:make --weights best.pt --evaluator task:accuracy
-  fxcompress sensitivity small.pt2 --evaluator task:accuracy --sparsities 0.25,0.5,0.75 --plot sensitivity.png
-  fxcompress sensitivity small.pt2 --evaluator task:accuracy --parameters 0.5 --config prune.json
+_EXAMPLES = """
+fxcompress sensitivity models.digits:make --weights best.pt --evaluator task:accuracy
+fxcompress sensitivity small.pt2 --evaluator task:accuracy --sparsities 0.25,0.5,0.75 --plot sensitivity.png
+fxcompress sensitivity small.pt2 --evaluator task:accuracy --parameters 0.5 --config prune.json
 """
 
 
 def add_sensitivity(commands: Commands) -> None:
     """Sensitivity of every layer."""
     text = "measure what masking each layer alone does to a metric"
-    about = f"{text.capitalize()}. What has been measured is in a CSV file: an interrupted run goes on from there."
-    parser = commands.add_parser("sensitivity", help=text, description=about, epilog=_EXAMPLES)
+    more = "What has been measured is in a CSV file: an interrupted run goes on from there."
+    parser = new_command(commands, "sensitivity", text, _EXAMPLES, more)
     add_model(parser)
     add_place(parser, "--evaluator", "function(module) -> number, larger is better", required=True)
-    parser.add_argument("--layers", type=names, metavar="A,B,…", help="(default: all that the pruner supports)")
+    parser.add_argument(
+        "--layers", type=names, metavar="A,B,…", help="(default: all that the pruner supports)"
+    )
     parser.add_argument("--sparsities", type=fractions, metavar="S,S,…", help="(default: 0.1 to 0.9)")
     parser.add_argument("--pruner", default="l1", metavar="NAME", help="criterion (default: l1)")
     parser.add_argument(
         "--out", type=Path, default=Path("sensitivity.csv"), metavar="FILE",
         help="the CSV file, read first if it exists (default: sensitivity.csv)",
     )  # fmt: skip
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw metric over sparsity (.png, .svg, .pdf)")
     parser.add_argument(
-        "--parameters", type=float, metavar="SHARE", help="propose a config list that leaves this share of the weights"
+        "--plot", type=Path, metavar="FILE", help="draw metric over sparsity (.png, .svg, .pdf)"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="write the proposed config list there, as JSON")
+    parser.add_argument(
+        "--parameters",
+        type=float,
+        metavar="SHARE",
+        help="propose a config list that leaves this share of the weights",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="write the proposed config list there, as JSON"
+    )
     add_json(parser)
     parser.set_defaults(run=run_sensitivity)
 
 
 def run_sensitivity(options: argparse.Namespace) -> Found:
     """Measure what is missing; plot, and propose."""
+    check_model(options)
+    if options.config is not None and options.parameters is None:
+        raise FxcompressError(
+            "--config: there is no config list to write without --parameters; add --parameters 0.5"
+        )
+    for path in (options.out, options.plot, options.config):
+        if path is not None:
+            check_target(path)
+
     from fxcompress.commands.models import inputs_of, model_of
-    from fxcompress.errors import FxcompressError
     from fxcompress.export.files import replacing
     from fxcompress.places import function
     from fxcompress.sensitivity import SPARSITIES, SensitivityAnalysis
 
-    if options.config is not None and options.parameters is None:
-        raise FxcompressError("--config: there is no config list to write without --parameters; add --parameters 0.5")
     analysis = SensitivityAnalysis(
         model_of(options),
         function(options.evaluator),
@@ -77,8 +101,13 @@ def run_sensitivity(options: argparse.Namespace) -> Found:
     facts = {
         "model": options.model,
         "file": str(options.out),
-        "results": {layer: {f"{s:g}": metric for s, metric in curve.items()} for layer, curve in results.items()},
+        "results": {
+            layer: {f"{s:g}": metric for s, metric in curve.items()} for layer, curve in results.items()
+        },
         KEY: proposed,
     }
-    lines = [f"\nwritten: {options.out}", *([json.dumps({KEY: proposed}, indent=1)] if proposed is not None else [])]
+    lines = [
+        f"\nwritten: {options.out}",
+        *([json.dumps({KEY: proposed}, indent=1)] if proposed is not None else []),
+    ]
     return Found(facts, (made, *lines))
