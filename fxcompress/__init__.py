@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxcompress.compiler import apply_masks, compile, speedup
-    from fxcompress.config import explain
+    from fxcompress.config.explain import explain
     from fxcompress.errors import (
         CaptureError,
         ConfigError,

@@ -3,7 +3,7 @@
     digits [n, 1, 8, 8]  →  residual convnet  →  dense.pt2, dense.onnx
                          →  half of its channels  →  small.pt2, small.onnx
 
-``fxcompress demo`` shows what ``run_demo`` finds; ``docs/main_job.md`` holds the same steps as a short script.
+``fxcompress demo`` shows what ``run_demo`` finds; ``docs/main_job.md`` holds the same steps as a script.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def fit(model: nn.Module, digits: Digits, epochs: int, rate: float, advance: Cal
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
-    """Run the whole job and write ``dense.*`` and ``small.*`` into ``options.out``; ``console`` shows how far it is.
+    """Run the whole job, and write ``dense.*`` and ``small.*`` into ``options.out``.
+
+    Progress is shown on ``console``.
 
     Raises:
         FxcompressError: if scikit-learn is missing or an option cannot be followed, before any training.
@@ -197,10 +199,6 @@ def _part(digits: Digits, count: int) -> Digits:
 
 def _make_folder(options: DemoOptions) -> None:
     """Find out before the training whether the files can be written."""
-    if options.json is not None and not options.json.parent.is_dir():
-        raise FxcompressError(
-            f"--json {options.json}: the folder {options.json.parent} does not exist; create it"
-        )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
 """``fxcompress compress``: from a model and a config file to a small model, its ONNX file and a report.
 
-    model → masks → (training) → speedup → fake-quantize nodes → (training) → small.pt2, small.onnx, report.json
+    model → masks → (training) → speedup → quantizers → (training) → small.pt2, small.onnx, report.json
 
 Quantization comes after the speedup, which leaves channels around fake-quantize nodes. Everything that can be
 wrong without training is tried before it; what was trained under masks is kept in ``masked.pt2``.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ def run_compress(options: argparse.Namespace) -> Found:
 
 @dataclass(frozen=True)
 class _Results:
-    """``dense`` and ``small`` are floating-point; ``final`` is what is written: ``small``, or that quantized."""
+    """``dense`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or that
+    quantized."""
 
     dense: CompiledModule
     small: CompiledModule
@@ -234,10 +236,9 @@ def _latency(results: _Results, files: Mapping[str, Path], rounds: int) -> dict[
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with eval_mode(results.dense), eval_mode(results.small), torch.inference_mode():
-        times = {"PyTorch": compare_latency(
-            {"dense": lambda: results.dense(*args, **kwargs), "small": lambda: results.small(*args, **kwargs)},
-            rounds=rounds,
-        )}  # fmt: skip
+        modules = {"dense": results.dense, "small": results.small}
+        torch_calls = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
+        times = {"PyTorch": compare_latency(torch_calls, rounds=rounds)}
     torch.set_num_threads(threads)
     if files:
         calls = {name: OnnxRunner(path, 1).bound(inputs) for name, path in files.items()}

@@ -66,11 +66,11 @@ def read_config(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Config errors of the block name the file, on every line."""
+    """Config errors of the block name the file."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _toml(text: str) -> Any:
@@ -86,7 +86,8 @@ def _yaml(text: str) -> Any:
         import yaml
     except ImportError as error:
         raise ValueError(
-            f"YAML needs PyYAML, which cannot be imported ({error}); pip install 'fxcompress[yaml]', or use TOML"
+            f"YAML needs PyYAML, which cannot be imported ({error}); pip install 'fxcompress[yaml]', or "
+            "write TOML"
         ) from error
     try:
         return yaml.safe_load(text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxcompress.commands.found import Found
 from fxcompress.commands.options import new_command, positive
+from fxcompress.errors import FxcompressError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -43,12 +44,15 @@ def add_demo(commands: Commands) -> None:
 
 def run_demo(options: argparse.Namespace) -> Found:
     """Run the whole job."""
+    file = options.json if isinstance(options.json, Path) else None
+    if file is not None and not file.parent.is_dir():
+        raise FxcompressError(f"--json {file}: the folder {file.parent} does not exist; create it")
+
     from rich.console import Console
 
     from fxcompress import demo
 
     given = {name: getattr(options, name) for name in ("out", "epochs", "sparsity", "seed", "quick")}
-    file = options.json if isinstance(options.json, Path) else None
     chosen = demo.DemoOptions(**given, json=file)
     result = demo.run_demo(chosen, Console(highlight=False))
     return Found(result.facts(), (result.table(), *demo.closing_lines(chosen)))

@@ -90,8 +90,8 @@ def onnx_lines(report: OnnxReport, path: Path) -> list[str]:
     else:
         batches = " and ".join(map(str, report.batches))
         lines.append(
-            f"largest difference to PyTorch in onnxruntime: {report.max_relative_difference:.1e} of the largest output "
-            f"(batches of {batches})"
+            f"largest difference to PyTorch in onnxruntime: {report.max_relative_difference:.1e} of the "
+            f"largest output (batches of {batches})"
         )
     lines += [str(part) for part in (report.lint, report.parity) if part is not None]
     return [*lines, *(f"note: {note}" for note in report.notes)]

@@ -9,6 +9,7 @@ from fxcompress.commands.found import Found, add_json, row, table
 from fxcompress.commands.options import add_model, check_model, new_command
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import fx
 
     from fxcompress.graph.cost import MacCount
@@ -65,9 +66,9 @@ def run_inspect(options: argparse.Namespace) -> Found:
     return Found(facts, (made, "", _groups_table(groups), "\n".join(["", *notes])))
 
 
-def _groups_table(groups: list[ChannelGroup]) -> Any:
-    made = table("channels that stand or fall together", "layers that make them", "why some must stay", "channels",
-                 "prunable", left=2)  # fmt: skip
+def _groups_table(groups: list[ChannelGroup]) -> Table:
+    columns = ("layers that make them", "why some must stay", "channels", "prunable")
+    made = table("channels that stand or fall together", *columns, left=2)
     for group in groups:
         row(made, ", ".join(group.layers), group.reason or "", group.channels, group.free)
     return made
@@ -86,9 +87,9 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
         counted.add(id(parameter))
     nodes: dict[str, fx.Node | None] = {}
     for node in module.graph.nodes:
-        name = _layer_name(node)
-        if name is not None and (name in parameters or name in macs.by_layer):
-            nodes[name] = node if node.op != "get_attr" else nodes.get(name)
+        layer = _layer_name(node)
+        if layer is not None and (layer in parameters or layer in macs.by_layer):
+            nodes[layer] = node if node.op != "get_attr" else nodes.get(layer)
     nodes |= {name: None for name in parameters if name not in nodes}
     return [
         {
@@ -116,7 +117,7 @@ def _type(module: CompiledModule, name: str, node: fx.Node | None) -> str:
     from fxcompress.graph.calls import call_of
 
     try:
-        return module.get_submodule(name)._get_name()
+        return str(module.get_submodule(name)._get_name())
     except AttributeError:
         call = None if node is None else call_of(node)
         return "" if call is None else call.op

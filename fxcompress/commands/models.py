@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fxcompress.commands.options import InputSpec
 from fxcompress.errors import FxcompressError, did_you_mean, first_line
 from fxcompress.export.archive import load
-from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule
 from fxcompress.places import blamed, resolve
@@ -46,6 +45,8 @@ def model_of(options: argparse.Namespace) -> nn.Module:
 
 def captured(options: argparse.Namespace) -> CompiledModule:
     """The same as a graph."""
+    from fxcompress.graph.capture import capture  # which imports much that running a file does not need
+
     return capture(model_of(options), inputs_of(options.inputs))
 
 
@@ -57,7 +58,8 @@ def _made(place: str, arguments: dict[str, Any] | None) -> nn.Module:
         return found
     if not callable(found):
         raise FxcompressError(
-            f"{place}: expected a torch.nn.Module, or a class or function that makes one, got {type(found).__name__}"
+            f"{place}: expected a torch.nn.Module, or a class or function that makes one, got "
+            f"{type(found).__name__}"
         )
     with blamed(place):
         model = found(**(arguments or {}))
@@ -95,8 +97,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         )
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise FxcompressError(
-            f"--weights {file}: cannot be read ({first_line(error)}); expected a state dict, plain tensors by name, "
-            "written by safetensors or by torch.save(model.state_dict(), …)"
+            f"--weights {file}: cannot be read ({first_line(error)}); expected a state dict, plain tensors "
+            "by name, written by safetensors or by torch.save(model.state_dict(), …)"
         ) from error
     inner = next((content[k] for k in _WRAPPINGS if isinstance(content, Mapping) and k in content), None)
     content = inner if isinstance(inner, Mapping) else content
@@ -132,8 +134,8 @@ def _random(spec: InputSpec, generator: torch.Generator) -> Tensor:
 
 
 def _read(name: str | None, file: Path) -> list[tuple[str | None, Tensor]]:
-    """The array of an .npy file, or the arrays of an .npz file with their names; those that ``numpy.savez`` makes
-    up (``arr_0``) are none.
+    """The array of an .npy file, or the arrays of an .npz file with their names; those that ``numpy.savez``
+    makes up (``arr_0``) are none.
     """
     try:
         content = np.load(file, allow_pickle=False)

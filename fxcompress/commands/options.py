@@ -21,7 +21,8 @@ _SHAPE = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: a shape to fill with random numbers, or a file of arrays; for the argument ``name`` if given."""
+    """One input: a shape to fill with random numbers, or a file of arrays; for the argument ``name`` if
+    given."""
 
     name: str | None
     shape: tuple[int, ...] = ()
@@ -116,7 +117,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, its weights and its inputs (``commands.models`` reads them)."""
     parser.add_argument(
         "model", metavar="MODEL",
-        help="package.module:name of a model, or of a class or function that makes it; or a .pt2 file of fxcompress",
+        help="package.module:name of a model, or of a class or function that makes it; or a .pt2 file that "
+        "fxcompress wrote",
     )  # fmt: skip
     parser.add_argument(
         "--model-args", type=json_object, metavar="JSON", help="keyword arguments of that class or function"
@@ -173,8 +175,8 @@ def add_inputs(parser: argparse.ArgumentParser, default: str) -> None:
     """``--input``, once for each input."""
     parser.add_argument(
         "--input", type=input_spec, action="append", default=[], metavar="SPEC", dest="inputs",
-        help="one input: [NAME=]1x3x224x224[:float32], random, integers 0 and 1; or an .npy or .npz file; repeat for "
-        f"more (default: {default})",
+        help="one input: [NAME=]1x3x224x224[:float32], random, integers 0 and 1; or an .npy or .npz file; "
+        f"repeat for more (default: {default})",
     )  # fmt: skip
 
 

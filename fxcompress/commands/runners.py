@@ -62,7 +62,8 @@ class Runner(ABC):
                 str(tuple(x.shape)) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)
             )
             raise FxcompressError(
-                f"{self.path} does not run on inputs of shape {shapes}: {' '.join(str(error).split())[:300]}; give others with --input"
+                f"{self.path} does not run on inputs of {shapes}: {' '.join(str(error).split())[:300]}; "
+                "give others with --input"
             ) from error
 
 
@@ -86,8 +87,8 @@ class OnnxRunner(Runner):
             ]
             if item.type not in _DTYPES or not all(isinstance(size, int) for size in shape):
                 raise FxcompressError(
-                    f"{self.path}: input {item.name!r} has shape {item.shape} and type {item.type}; say with --input "
-                    "what to run it on"
+                    f"{self.path}: input {item.name!r} has shape {item.shape} and type {item.type}; say with "
+                    "--input what to run it on"
                 )
             specs.append(InputSpec(None, tuple(shape), _DTYPES[item.type]))
         return as_inputs(inputs_of(specs))

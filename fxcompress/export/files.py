@@ -42,8 +42,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a new folder; the files in it at the end move into ``folder``, each whole, replacing those of their
-    names. On an exception none does. ``folder`` is made if it does not exist.
+    """Yield a new folder; the files in it at the end move into ``folder``, each whole.
+
+    They replace those of their names. On an exception none moves. ``folder`` is made if it does not exist.
 
     Raises:
         ExportError: if the folder cannot be made or written to.
