@@ -63,7 +63,7 @@ def run_inspect(options: argparse.Namespace) -> Found:
     made.add_section()
     row(made, "in all", "", "", totals["parameters"], totals["macs"])
     notes = [f"note: {note}" for note in module.notes]
-    return Found(facts, (made, "", _groups_table(groups), "\n".join(["", *notes])))
+    return Found(facts, (made, "", _groups_table(groups), *(["", *notes] if notes else [])))
 
 
 def _groups_table(groups: list[ChannelGroup]) -> Table:

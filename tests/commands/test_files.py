@@ -170,15 +170,15 @@ def test_weights_that_fit_are_loaded(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["tsk:make"], "there is no module 'tsk' in the current folder and what is installed; did you mean 'task'?"),
+        (["tsk:make"], "there is no module 'tsk' in the current folder and what is installed; did you mean"),
         (["task:mak"], "task:mak: task has no 'mak'; did you mean 'make'"),
-        (["task:number"], "task:number: expected a torch.nn.Module, or a class or function that makes one, got int"),
+        (["task:number"], "task:number: expected a torch.nn.Module, or a class or function that makes"),
         (["task:batches"], "task:batches returned generator; expected a torch.nn.Module"),
-        (["task:make", "--model-args", '{"widht": 3}'], "task:make raised TypeError: make() got an unexpected"),
+        (["task:make", "--model-args", '{"widht": 3}'], "task:make raised TypeError: make() got"),
         (["task:net", "--model-args", "{}"], "--model-args: task:net is a model already; leave it out"),
         (["task:make", "--input", "2x3x8x8"], "Net does not run on the example inputs at "),
         (["task:make", "--input", "gone.npy"], "--input gone.npy: cannot be read as arrays ("),
-        (["task:make", "--input", "x=2x1x8x8", "--input", "2x1x8x8"], "--input: expected names for all inputs"),
+        (["task:make", "--input", "x=2x1x8x8", "--input", "2x1x8x8"], "--input: expected names for all"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_named(
