@@ -40,6 +40,14 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_demo,
 )
 
+_FLAGS = {
+    "example_inputs": ("inputs", "--input 2x3x224x224"),
+    "data=": ("data", "--data package.module:batches"),
+    "loss_fn=": ("loss", "--loss package.module:loss"),
+    "verify=False": ("no_verify", "--no-verify"),
+}
+"""Argument of a function, as messages name it → option, if the command has it, and how it is given."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -63,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         known = isinstance(error, (FxcompressError, OSError))
         told = str(error) if known else f"{type(error).__name__}: {error}\nUnexpected: --debug shows where."
+        told += _flags_for(told, options)
         print(f"fxcompress: error: {_indented(told)}", file=sys.stderr)
         return 1
     return 0
@@ -87,6 +96,14 @@ def make_parser() -> argparse.ArgumentParser:
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
     return parser
+
+
+def _flags_for(message: str, options: argparse.Namespace) -> str:
+    """What the arguments that a message asks for are called on the command line."""
+    flags = [
+        flag for argument, (name, flag) in _FLAGS.items() if argument in message and hasattr(options, name)
+    ]
+    return f"\nOn the command line: {', '.join(flags)}." if flags else ""
 
 
 def _warn(

@@ -23,4 +23,4 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 def test_submodules_are_attributes() -> None:
-    assert fxcompress.pruning is importlib.import_module("fxcompress.pruning")  # type: ignore[attr-defined]
+    assert fxcompress.pruning is importlib.import_module("fxcompress.pruning")

@@ -146,12 +146,20 @@ class _Job:
             self._begin(f"insert the masks that {options.config} asks for")
             masked = self._compiled(masked, self.pruning)
         if self.train is not None:
+            self._check_quantizers(dense)
             self._begin(f"train under masks: {options.train}")
             self.train(masked)
             save(masked.eval(), options.out / "masked.pt2")
         self._begin("speed up, verify in float64")
         small = speedup(masked.eval(), round_to=options.round_to)
         return _Results(dense, small, self._quantized(small))
+
+    def _check_quantizers(self, dense: CompiledModule) -> None:
+        """Whether quantizers do without data where they are given none: to know it before the training."""
+        from fxcompress.passes.convert import convert
+
+        if self.quantization and self.data is None and self.tune is None:
+            convert(self._compiled(dense, self.quantization))
 
     def _quantized(self, small: CompiledModule) -> CompiledModule:
         options = self.options
@@ -257,20 +265,26 @@ def _comparison(facts: Mapping[str, Any]) -> Table:
     """Before and after: parameters, MACs, bytes, latency."""
     report, onnx = facts["report"], facts["onnx"]
     made = table(f"{facts['model']}: before and after", "", "before", "after", "change")
-
-    def amount(name: str, before: int, after: int, word: str) -> None:
-        row(made, name, before, after, f"{before / max(after, 1):.2f}× {word}")
-
-    for name, key, word in (("parameters", "parameters", "fewer"), ("MACs per example", "macs", "fewer"),
-                            ("weights, bytes", "bytes", "smaller")):  # fmt: skip
-        if report[key] is not None:
-            amount(name, report[key]["before"], report[key]["after"], word)
-    if onnx is not None:
-        amount("ONNX file, bytes", onnx["bytes_before"], onnx["bytes"], "smaller")
+    amounts = {
+        "parameters": report["parameters"],
+        "MACs per example": report["macs"],
+        "weights, bytes": report["bytes"],
+        "ONNX file, bytes": onnx and {"before": onnx["bytes_before"], "after": onnx["bytes"]},
+    }
+    for name, amount in amounts.items():
+        if amount:
+            before, after = amount["before"], amount["after"]
+            words = ("smaller", "larger") if "bytes" in name else ("fewer", "more")
+            row(made, name, before, after, _change(after / max(before, 1), *words))
     for runtime, times in facts.get("latency", {}).items():
         before, after = (f"{1e3 * times[when]['median']:.3f}" for when in ("before", "after"))
         what = " (not quantized)" if facts["quantized"] and runtime == "PyTorch" else ""
-        ratio = times["ratio"]
-        change = f"{1 / ratio:.2f}× faster" if ratio <= 1 else f"{ratio:.2f}× slower"
-        row(made, f"{runtime}{what}, ms", before, after, change)
+        row(made, f"{runtime}{what}, ms", before, after, _change(times["ratio"], "faster", "slower"))
     return made
+
+
+def _change(ratio: float, less: str, more: str) -> str:
+    """``after / before`` in words."""
+    if ratio == 1:
+        return "none"
+    return f"{1 / max(ratio, 1e-9):.2f}× {less}" if ratio < 1 else f"{ratio:.2f}× {more}"

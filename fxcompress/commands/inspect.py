@@ -79,6 +79,8 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
 
     The MACs are those of one example; ``n`` in an output shape is the batch.
     """
+    from fxcompress.graph.cost import layer_of
+
     counted: set[int] = set()
     parameters: dict[str, int] = {}
     for name, parameter in module.named_parameters():
@@ -86,10 +88,15 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
         parameters[owner] = parameters.get(owner, 0) + parameter.numel() * (id(parameter) not in counted)
         counted.add(id(parameter))
     nodes: dict[str, fx.Node | None] = {}
+    constant: set[fx.Node] = set()  # parameters, and what is computed from them alone
     for node in module.graph.nodes:
-        layer = _layer_name(node)
-        if layer is not None and (layer in parameters or layer in macs.by_layer):
-            nodes[layer] = node if node.op != "get_attr" else nodes.get(layer)
+        if node.op in ("placeholder", "output"):
+            continue
+        if node.op == "get_attr" or (node.all_input_nodes and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+        layer = str(node.target).rpartition(".")[0] if node.op == "get_attr" else layer_of(node)
+        if layer in parameters or layer in macs.by_layer:
+            nodes[layer] = nodes.get(layer) if node in constant else node
     nodes |= {name: None for name in parameters if name not in nodes}
     return [
         {
@@ -101,15 +108,6 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
         }
         for name, node in nodes.items()
     ]
-
-
-def _layer_name(node: fx.Node) -> str | None:
-    """The layer a node belongs to: that of its weight, or of the parameter it reads."""
-    from fxcompress.graph.cost import layer_of
-
-    if node.op in ("placeholder", "output"):
-        return None
-    return str(node.target).rpartition(".")[0] if node.op == "get_attr" else layer_of(node)
 
 
 def _type(module: CompiledModule, name: str, node: fx.Node | None) -> str:
@@ -129,6 +127,14 @@ def _output(node: fx.Node) -> list[int | str] | None:
     found = info(node)
     if found is None:
         return None
-    return [
-        "n" if i == 0 and d else s for i, (s, d) in enumerate(zip(found.shape, found.dynamic, strict=True))
-    ]
+    return [_size(size, dynamic) for size, dynamic in zip(found.shape, found.dynamic, strict=True)]
+
+
+def _size(size: int, dynamic: bool) -> int | str:
+    """A size, or how often the batch ``n`` is in it."""
+    from fxcompress.graph.calls import PROBE
+
+    if not dynamic:
+        return size
+    times, rest = divmod(size, PROBE)
+    return "?" if rest else "n" if times == 1 else f"{times}n"

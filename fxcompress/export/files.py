@@ -51,6 +51,7 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(folder)
     staging = final / f".{os.getpid()}.{secrets.token_hex(4)}"
+    existed = final.exists()
     try:
         try:
             final.mkdir(parents=True, exist_ok=True)
@@ -62,5 +63,6 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(file, final / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            final.rmdir()  # which only an empty folder allows
+        if not existed:
+            with contextlib.suppress(OSError):  # it is not empty
+                final.rmdir()

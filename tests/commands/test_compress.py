@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 import fxcompress
+from fxcompress.cli import main
 from fxcompress.commands.compress import split
 from fxcompress.pruning import get_masks
 from tests.commands.executable import Done, error_line, facts, interrupted, message, project, run, usage
+from tests.commands.project.task import make
 
 TOML = """
 [[config]]
@@ -81,13 +84,11 @@ def test_the_files_are_the_quantized_model(compressed: tuple[Path, Done]) -> Non
 
 def test_training_trained_the_weights_that_are_written(compressed: tuple[Path, Done]) -> None:
     masked = fxcompress.load(compressed[0] / "compressed" / "masked.pt2")
-    untrained = fxcompress.load(compressed[0] / "compressed" / "small.pt2")
-    import tests.commands.project.task as task
-
-    start = task.make().state_dict()
+    small = fxcompress.load(compressed[0] / "compressed" / "small.pt2")
+    start = make().state_dict()
     assert not torch.equal(masked.state_dict()["head.weight"], start["head.weight"])
     assert not torch.equal(masked.state_dict()["bn.running_mean"], start["bn.running_mean"])
-    assert untrained.training is masked.training is False
+    assert small.training is masked.training is False
 
 
 def test_an_interrupt_in_training_leaves_what_was_there(compressed: tuple[Path, Done]) -> None:
@@ -112,15 +113,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project, current and importable; the modules imported from it are forgotten afterwards."""
     monkeypatch.chdir(project(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "task", raising=False)
+    monkeypatch.delitem(sys.modules, "task", raising=False)
     (tmp_path / "prune.json").write_text('[{"sparsity": 0.5, "op_types": ["Conv2d"]}]')
+    both = [{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"quant_bits": 8, "quantizer": "ptq"}]
+    (tmp_path / "both.json").write_text(json.dumps(both))
     (tmp_path / "quantize.yaml").write_text("config:\n- quant_bits: 8\n  quantizer: ptq\n")
     return tmp_path
 
 
 def test_pruning_alone_prints_a_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fxcompress.cli import main
-
     arguments = ["--config", "prune.json", "--no-onnx", "--rounds", "0", "--out", "made/here"]
     assert main(["compress", "task:make", "--model-args", '{"width": 12}', *arguments]) == 0
     told = capsys.readouterr().out
@@ -142,18 +143,19 @@ def test_pruning_alone_prints_a_comparison(folder: Path, capsys: pytest.CaptureF
          "--train: no entry of quantize.yaml has sparsity; leave it out, or add one"),
         (["--config", "quantize.yaml", "--data", "task:number"],
          "task:number: expected batches or a function that returns them, got int"),
+        (["--config", "both.json", "--train", "task:tune"],
+         "'stem_input': this quantizer has seen no values yet"),
         (["--config", "prune.json", "--out", "task.py"],
          "cannot write into task.py: File exists; name another folder"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("folder")
 def test_what_fails_is_named(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
-    from fxcompress.cli import main
-
     assert main(["compress", "task:make", "--no-onnx", *arguments]) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    (line,) = [line for line in output.err.splitlines() if not line.startswith("[")]
+    line, *hint = [line for line in output.err.splitlines() if not line.startswith("[")]
+    assert len(hint) <= 1
     assert line.startswith(f"fxcompress: error: {told}")
     assert not Path("compressed").exists()
 

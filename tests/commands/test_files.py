@@ -141,6 +141,16 @@ def test_sensitivity_refuses_a_proposal_without_a_budget(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_here")
+def test_an_interrupted_sensitivity_analysis_keeps_what_was_measured() -> None:
+    arguments = ["--evaluator", "task:interrupted_score", "--sparsities", "0.25,0.5", "--out", "part.csv"]
+    assert main(["sensitivity", "small.pt2", *arguments]) == 130
+    header, row = Path("part.csv").read_text().splitlines()
+    assert header == "layer,0.0,0.25"
+    assert row.startswith("stem,-")
+    assert row.count(",") == 2
+
+
+@pytest.mark.usefixtures("_here")
 def test_weights_that_do_not_fit_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     told = message(capsys, "inspect", "task:make", *SPECS, "--weights", "narrow.pt").splitlines()
     assert told[0] == "narrow.pt does not fit the model:"
@@ -188,10 +198,33 @@ def test_what_is_no_model_is_named(
 
 
 @pytest.mark.usefixtures("_here")
+def test_arguments_of_functions_are_translated_to_options(capsys: pytest.CaptureFixture[str]) -> None:
+    told = message(capsys, "inspect", "task:make", "--input", "2x3x8x8").splitlines()
+    assert told[-1] == "  On the command line: --input 2x3x224x224."
+
+
+@pytest.mark.usefixtures("_here")
 def test_inputs_of_the_wrong_shape_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     told = message(capsys, "run", "small.pt2", "--input", "2x3x8x8")
     assert told.startswith("small.pt2 does not run on inputs of (2, 3, 8, 8): ")
     assert told.endswith("give others with --input")
+
+
+@pytest.mark.usefixtures("_here")
+def test_layers_of_attention_are_listed_with_the_batch_wherever_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    width = '{"d_model": 16, "nhead": 2, "dim_feedforward": 32, "batch_first": true}'
+    arguments = ["--model-args", width, "--input", "2x5x16", "--json"]
+    assert main(["inspect", "torch.nn:TransformerEncoderLayer", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["linear1"]["output"] == ["n", 5, 32]
+    assert layers["self_attn"]["output"] == [5, "n", 48]
+    assert layers["self_attn.out_proj"]["output"] == ["5n", 16]
+    assert layers["scaled_dot_product_attention"]["macs"] == 2 * 2 * 5 * 5 * 8
+    assert sum(layer["parameters"] for layer in layers.values()) == found["parameters"]
+    assert {"layers": ["linear1"], "channels": 32, "free": 32, "reason": None} in found["groups"]
 
 
 @pytest.mark.usefixtures("_here")

@@ -83,11 +83,13 @@ def score(module: nn.Module) -> float:
     return -float(module(x).square().mean())
 
 
-def slow_score(module: nn.Module) -> float:
-    """The same; the second evaluation is not done before the test interrupts it."""
-    evaluated = Path("evaluated")
-    if evaluated.exists():
-        Path("again").touch()
-        time.sleep(600)
-    evaluated.touch()
+scores = 0
+
+
+def interrupted_score(module: nn.Module) -> float:
+    """The same, and Ctrl-C in the third evaluation."""
+    global scores
+    scores += 1
+    if scores == 3:
+        raise KeyboardInterrupt
     return score(module)
