@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxcompress.commands.configs import add_config, naming, read_config
-from fxcompress.commands.found import Found, add_json, row, table
+from fxcompress.commands.found import Found, add_json, as_json, row, table
 from fxcompress.commands.options import add_model, add_place, check_model, natural, new_command, positive
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.places import Batches, function
@@ -159,7 +158,7 @@ class _Job:
         from fxcompress.passes.convert import convert
 
         if self.quantization and self.data is None and self.tune is None:
-            convert(self._compiled(dense, self.quantization))
+            convert(self._compiled(copy.deepcopy(dense), self.quantization))
 
     def _quantized(self, small: CompiledModule) -> CompiledModule:
         options = self.options
@@ -209,7 +208,7 @@ class _Job:
         if options.rounds:
             self._begin("measure latency")
             facts["latency"] = _latency(results, {} if options.no_onnx else files, options.rounds)
-        (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         return facts, lines
 
     def _begin(self, told: str) -> None:

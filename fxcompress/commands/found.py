@@ -44,9 +44,9 @@ def nothing_else_on_stdout(options: argparse.Namespace) -> Iterator[None]:
 def show(found: Found, options: argparse.Namespace) -> None:
     """Print the facts or the parts."""
     if getattr(options, "json", False) is True:
-        print(json.dumps(_finite(found.facts), allow_nan=False))
+        print(as_json(found.facts))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120
     for part in found.parts:
@@ -56,9 +56,16 @@ def show(found: Found, options: argparse.Namespace) -> None:
             console.print(part, soft_wrap=False)
 
 
+def as_json(facts: Mapping[str, Any], indent: int | None = None) -> str:
+    """``facts`` as JSON text."""
+    return json.dumps(_finite(facts), allow_nan=False, indent=indent)
+
+
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first ``left`` columns are text and the others numbers."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made = Table(
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index < left else "right", overflow="fold")
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from fxcompress.commands.found import Found, add_json, row, table
@@ -39,17 +40,20 @@ def run_inspect(options: argparse.Namespace) -> Found:
     check_model(options)
 
     from fxcompress.commands.models import captured
+    from fxcompress.graph.calls import call_of
     from fxcompress.graph.cost import count_bytes, count_macs, count_parameters
     from fxcompress.pruning.groups import channel_groups
 
     module = captured(options)
     macs = count_macs(module, module.example_inputs)
     layers, groups = _layers(module, macs), channel_groups(module)
+    calls = [call for call in map(call_of, module.graph.nodes) if call is not None]
+    operators = dict(Counter(call.op for call in calls).most_common())
     totals = {"parameters": count_parameters(module), "bytes": count_bytes(module), "macs": macs.total}
     facts = {
         "model": options.model,
         **totals,
-        "nodes": len(module.graph.nodes),
+        "operators": operators,
         "layers": layers,
         "groups": [vars(group) for group in groups],
         "notes": list(module.notes),
@@ -62,8 +66,9 @@ def run_inspect(options: argparse.Namespace) -> Found:
         row(made, layer["name"], layer["type"], output, layer["parameters"], layer["macs"])
     made.add_section()
     row(made, "in all", "", "", totals["parameters"], totals["macs"])
-    notes = [f"note: {note}" for note in module.notes]
-    return Found(facts, (made, "", _groups_table(groups), *(["", *notes] if notes else [])))
+    listed = ", ".join(f"{count} {op}" for op, count in operators.items())
+    lines = [f"\n{len(calls)} operators: {listed}", *(f"note: {note}" for note in module.notes)]
+    return Found(facts, (made, "", _groups_table(groups), *lines))
 
 
 def _groups_table(groups: list[ChannelGroup]) -> Table:
@@ -81,12 +86,9 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
     """
     from fxcompress.graph.cost import layer_of
 
-    counted: set[int] = set()
-    parameters: dict[str, int] = {}
+    parameters: Counter[str] = Counter()
     for name, parameter in module.named_parameters():
-        owner = name.rpartition(".")[0]
-        parameters[owner] = parameters.get(owner, 0) + parameter.numel() * (id(parameter) not in counted)
-        counted.add(id(parameter))
+        parameters[name.rpartition(".")[0]] += parameter.numel()
     nodes: dict[str, fx.Node | None] = {}
     constant: set[fx.Node] = set()  # parameters, and what is computed from them alone
     for node in module.graph.nodes:
@@ -102,7 +104,7 @@ def _layers(module: CompiledModule, macs: MacCount) -> list[dict[str, Any]]:
         {
             "name": name or "(model)",
             "type": _type(module, name, node),
-            "parameters": parameters.get(name, 0),
+            "parameters": parameters[name],
             "macs": macs.by_layer.get(name, 0),
             "output": None if node is None else _output(node),
         }

@@ -56,6 +56,8 @@ def test_inspect_counts_layers_and_groups_channels(folder: Path) -> None:
     assert list(layers) == ["stem", "bn", "conv1", "conv2", "head"]
     assert sum(layer["parameters"] for layer in layers.values()) == found["parameters"]
     assert sum(layer["macs"] for layer in layers.values()) == found["macs"]
+    assert found["operators"]["conv2d"] == 3
+    assert found["operators"]["add"] == 1
     groups = [(group["layers"], group["channels"], group["free"]) for group in found["groups"]]
     assert groups == [(["stem", "conv2"], 16, 16), (["conv1"], 16, 16), (["head"], 10, 0)]
     assert found["groups"][-1]["reason"] == "model output (head)"
