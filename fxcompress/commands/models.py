@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxcompress.commands.options import InputSpec
 from fxcompress.errors import FxcompressError, did_you_mean, first_line
 from fxcompress.export.archive import load
+from fxcompress.graph.capture import capture
 from fxcompress.graph.inputs import as_inputs
 from fxcompress.graph.module import CompiledModule
 from fxcompress.places import blamed, resolve
@@ -45,8 +46,6 @@ def model_of(options: argparse.Namespace) -> nn.Module:
 
 def captured(options: argparse.Namespace) -> CompiledModule:
     """The same as a graph."""
-    from fxcompress.graph.capture import capture  # which imports much that running a file does not need
-
     return capture(model_of(options), inputs_of(options.inputs))
 
 
