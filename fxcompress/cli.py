@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fxcompress.commands.search import add_search
 from fxcompress.demo import EPOCHS, DemoOptions, run_demo
 from fxcompress.errors import FxcompressError
 
@@ -45,7 +46,7 @@ def _demo(options: argparse.Namespace) -> None:
     run_demo(DemoOptions(**given), Console(highlight=False))
 
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo,)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (add_demo, add_search)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ LAYERS = (
     ("compiler",),
     ("budget", "callbacks", "sensitivity"),
     ("demo", "demo_result"),
+    ("auto",),
+    ("commands",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -1,0 +1,1 @@
+"""Commands that are longer than a function; ``fxcompress.cli`` lists all."""

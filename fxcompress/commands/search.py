@@ -1,0 +1,149 @@
+"""``fxcompress search``: auto-compression from the command line.
+
+    fxcompress search pkg.task:model --evaluator pkg.task:accuracy --budget macs=0.35 --train pkg.task:tune
+    fxcompress search pkg.task:MyModule --algorithms level,l1,qat --trials 20 --workers 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fxcompress.auto.algorithms import algorithm
+from fxcompress.auto.experiment import AutoCompressionExperiment
+from fxcompress.auto.interface import AbstractAutoCompressionModule
+from fxcompress.auto.jobs import resolve
+from fxcompress.auto.limits import COSTS
+from fxcompress.auto.result import SearchResult
+from fxcompress.auto.search import search
+from fxcompress.auto.space import AutoCompressionSearchSpaceGenerator, read_space
+from fxcompress.auto.table import trial_table
+from fxcompress.errors import ConfigError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+RANGE = (0.1, 0.9)
+"""The sparsities of a space that is made of names of algorithms alone."""
+
+
+def add_search(commands: Commands) -> None:
+    """``fxcompress search``: the best model that fits a budget."""
+    text = "search algorithms, sparsities and bit widths for the best model that fits a budget"
+    parser = commands.add_parser("search", help=text, description=f"{text.capitalize()}.")
+    place = "package.module:name"
+    parser.add_argument("target", metavar=place, help="a model, a function that makes it, or a class of the "
+                        "seeds' interface (AbstractAutoCompressionModule)")  # fmt: skip
+    parser.add_argument("--evaluator", metavar=place, help="function(module) -> number, larger is better")
+    for name, what in (("inputs", "example inputs"), ("train", "function(module) that fine-tunes"),
+                       ("data", "batches to measure and calibrate on"), ("loss-fn", "function(output, batch)")):  # fmt: skip
+        parser.add_argument(f"--{name}", metavar=place, help=f"{what}")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="search space of a class, as JSON")
+    parser.add_argument("--algorithms", type=_names, default=("l1", "fpgm"), metavar="A,B,…",
+                        help="pruners and quantizers to choose from (default: l1,fpgm)")  # fmt: skip
+    parser.add_argument("--bits", type=_numbers, default=(8,), metavar="B,B,…", help="bit widths (default: 8)")
+    parser.add_argument("--budget", type=_limit, action="append", default=[], metavar="COST=LIMIT",
+                        help=f"such as macs=0.35 or latency=2ms; costs: {', '.join(COSTS)}")  # fmt: skip
+    parser.add_argument("--objective", action="append", default=[], metavar="COST", choices=list(COSTS),
+                        help="minimize it besides: the Pareto front comes out")  # fmt: skip
+    _add_options(parser)
+    parser.set_defaults(run=run_search)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that ``fxcompress.auto.Options`` checks."""
+    parser.add_argument("--minimize", action="store_true", help="the metric of a class")
+    parser.add_argument("--trials", type=int, default=20, help="in all, earlier ones included (default: 20)")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time (default: 1)")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="of a trial")
+    parser.add_argument("--out", type=Path, default=Path("search"), help="folder (default: ./search)")
+    parser.add_argument("--storage", metavar="URL", help="database or journal file of the study (default: "
+                        "an SQLite file in the folder)")  # fmt: skip
+    parser.add_argument("--name", default="search", help="of the study (default: search)")
+    parser.add_argument("--sampler", default="tpe", help="of Optuna (default: tpe)")
+    parser.add_argument("--pruner", help="of Optuna (default: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampler and trials (default: 0)")
+    parser.add_argument("--port", type=int, help="serve optuna-dashboard there meanwhile")
+
+
+def run_search(options: argparse.Namespace) -> None:
+    """Run it, and print the trials and where the best model is."""
+    sys.path.insert(0, str(Path.cwd()))  # where `python -m` finds modules too
+    target = resolve(options.target)
+    if isinstance(target, type) and issubclass(target, AbstractAutoCompressionModule):
+        result = _of_class(target, options)
+    else:
+        result = _of_model(options)
+    console = Console(highlight=False)
+    console.print(trial_table(result))
+    best, folder = result.best, options.out
+    lost = best.metric - result.dense["metric"] if best.metric is not None else 0.0
+    console.print(
+        f"\nbest: trial {best.number}, metric {best.metric:.4f} ({lost:+.4f}), {best.shares['macs']:.1%} of "
+        f"the MACs, {best.shares['size']:.1%} of the bytes\n{folder / 'best'}: small.pt2, small.onnx, "
+        f"config.json\n{folder}: report.html, trials.csv, trials.json",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _of_model(options: argparse.Namespace) -> SearchResult:
+    if options.evaluator is None:
+        raise ConfigError("--evaluator: expected the place of a function such as task:accuracy, got none")
+    if options.space is not None or options.minimize:
+        raise ConfigError("--space and --minimize are for classes (AbstractAutoCompressionModule) only")
+    parts = {name: getattr(options, name) for name in ("inputs", "train", "data", "loss_fn")}
+    return search(
+        options.target, options.evaluator, budget=dict(options.budget), trials=options.trials,
+        algorithms=options.algorithms, bits=options.bits, **parts, **_shared(options),
+    )  # fmt: skip
+
+
+def _of_class(module: type[AbstractAutoCompressionModule], options: argparse.Namespace) -> SearchResult:
+    experiment = AutoCompressionExperiment(module)
+    config = experiment.config
+    config.max_trial_number = options.trials
+    config.search_space = _space(options) if options.space is None else read_space(options.space)
+    config.budget = dict(options.budget)
+    config.options = _shared(options) | {"direction": "minimize" if options.minimize else "maximize"}
+    return experiment.run()
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("workers", "time_limit", "storage", "name", "sampler", "pruner", "seed", "port")
+    given = {name: getattr(options, name) for name in names}
+    return given | {"folder": options.out, "objectives": tuple(options.objective)}
+
+
+def _space(options: argparse.Namespace) -> dict[str, Any]:
+    """One sparsity for all layers, or bit widths, for each algorithm."""
+    generator = AutoCompressionSearchSpaceGenerator()
+    for name in options.algorithms:
+        entry: dict[str, Any] = {"op_types": ["default"]}
+        if algorithm(name).kind == "pruner":
+            entry["sparsity"] = {"_type": "uniform", "_value": list(RANGE)}
+        else:
+            entry["quant_bits"] = {"_type": "choice", "_value": list(options.bits)}
+        generator.add_config(name, [entry])
+    return generator.dumps()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 4,8, got {text!r}") from error
+
+
+def _limit(text: str) -> tuple[str, str]:
+    kind, separator, limit = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected COST=LIMIT such as macs=0.35, got {text!r}")
+    return kind, limit
