@@ -18,13 +18,15 @@ import torch
 from fxcompress.export.archive import load, save
 from fxcompress.export.onnx import export_onnx
 from fxcompress.export.parity import feed, open_session
-from fxcompress.graph.cost import compare_latency, count_macs, count_parameters
+from fxcompress.graph.cost import Latency, compare_latency, count_macs, count_parameters, measure_latency
 from fxcompress.graph.inputs import Inputs
 from fxcompress.graph.module import CompiledModule
 
 MODULE, ONNX = "small.pt2", "small.onnx"
-ROUNDS = 15
-"""Calls of each model that a latency is the median of."""
+ROUNDS = (15, 300)
+"""Calls of each model that a latency is the median of: at least, and at most."""
+SECONDS = 0.3
+"""For which small models are measured, so that what else the machine does is felt by few of the calls."""
 
 
 def write(module: CompiledModule, folder: Path) -> None:
@@ -49,8 +51,8 @@ def measure(folder: Path, dense: Path) -> dict[str, dict[str, float]]:
     files = {"small": folder / ONNX, "dense": dense / ONNX}
     with torch.inference_mode():
         times = {
-            "latency": compare_latency({n: _runtime_call(files[n], inputs) for n in both}, rounds=ROUNDS),
-            "latency_torch": compare_latency({n: _torch_call(both[n], inputs) for n in both}, rounds=ROUNDS),
+            "latency": _compared({n: _runtime_call(files[n], inputs) for n in both}),
+            "latency_torch": _compared({n: _torch_call(both[n], inputs) for n in both}),
         }
     counts = {
         "macs": {name: count_macs(module, inputs).total for name, module in both.items()},
@@ -65,11 +67,17 @@ def measure(folder: Path, dense: Path) -> dict[str, dict[str, float]]:
     return {"measured": measured, "shares": shares}
 
 
+def _compared(calls: dict[str, Callable[[], Any]]) -> dict[str, Latency]:
+    first = measure_latency(calls["dense"], rounds=ROUNDS[0]).median
+    rounds = min(max(round(SECONDS / max(first, 1e-6)), ROUNDS[0]), ROUNDS[1])
+    return compare_latency(calls, rounds=rounds)
+
+
 def _torch_call(module: CompiledModule, inputs: Inputs) -> Callable[[], Any]:
     args, kwargs = inputs
     return partial(module, *args, **kwargs)
 
 
 def _runtime_call(file: Path, inputs: Inputs) -> Callable[[], Any]:
-    session = open_session(file)
+    session = open_session(file, threads=torch.get_num_threads())
     return partial(session.run, None, feed(session, inputs))

@@ -3,7 +3,8 @@
 The dense model is trained once and kept in ``digits.safetensors`` in the current folder.
 
     fxcompress search fxcompress.auto.digits:DigitsModule --algorithms level,l1,fpgm,taylorfo,qat
-    fxcompress search fxcompress.auto.digits:model --evaluator fxcompress.auto.digits:accuracy --budget macs=0.35
+    fxcompress search fxcompress.auto.digits:model --evaluator fxcompress.auto.digits:accuracy \\
+        --train fxcompress.auto.digits:finetune --budget macs=0.35
 """
 
 from __future__ import annotations

@@ -18,12 +18,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fxcompress.auto.dashboard import serving
 from fxcompress.auto.jobs import RESULT, Job, pickled
 from fxcompress.auto.options import Options
-from fxcompress.auto.result import SearchResult, collect
+from fxcompress.auto.page import write_page
+from fxcompress.auto.result import SearchResult
 from fxcompress.auto.session import Session, counted
-from fxcompress.auto.study import default_storage, import_optuna, make_pruner, make_sampler, open_storage, open_study
+from fxcompress.auto.study import (
+    default_storage,
+    import_optuna,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    open_study,
+)
 from fxcompress.auto.table import Show
 from fxcompress.auto.worker import Event, Task, Worker, poll_any, refuse_inside_worker
 from fxcompress.errors import ConfigError, FxcompressError
@@ -55,7 +65,9 @@ class Driver:
         self._make_folder()
         self.storage = open_storage(options.storage or default_storage(options.folder))
         limits = [str(limit) for limit in options.limits]
-        facts = json.dumps([space, limits, options.objectives, options.direction], sort_keys=True, default=str)
+        facts = json.dumps(
+            [space, limits, options.objectives, options.direction], sort_keys=True, default=str
+        )
         signature = hashlib.sha256(facts.encode()).hexdigest()
         self.study = open_study(self.storage, options.name, options.directions, signature)
         self.baseline: dict[str, Any] = {}
@@ -78,8 +90,11 @@ class Driver:
                 options.sampler, options.seed if fresh else None, options.sampler_options
             )
             self.study.pruner = make_pruner(options.pruner, options.pruner_options)
-            self._workers = [Worker(self._payload, i, options.environment) for i in range(options.workers)]
-            stack.callback(self._kill)
+            threads = max(1, torch.get_num_threads() // options.workers)
+            self._workers = [
+                Worker(self._payload, options.environment, threads) for _ in range(options.workers)
+            ]
+            stack.callback(self._close)
             session.recover()
             self._prepare(show)
             self._loop(session, show)
@@ -87,7 +102,10 @@ class Driver:
 
     def result(self) -> SearchResult:
         """What the study holds, with files of it written into the folder."""
-        return collect(self.study, self.options, self.baseline)
+        found = self._found()
+        found.export(self.options.folder)
+        write_page(found, self.options.folder / "report.html")
+        return found
 
     # -- before the trials ---------------------------------------------------------------------------------
     def _prepare(self, show: Show) -> None:
@@ -133,9 +151,9 @@ class Driver:
                 time.sleep(TICK / 10)
             session.recover()
             show.update()
-            if not any(w.busy for w in self._workers) and not session.others_run():
-                if len(counted(self.study)) >= self.options.trials:
-                    return
+            idle = not any(worker.busy for worker in self._workers) and not session.others_run()
+            if idle and len(counted(self.study)) >= self.options.trials:
+                return
 
     def _begin(self, worker: Worker, session: Session) -> bool:
         trial = session.start()
@@ -186,24 +204,23 @@ class Driver:
 
     def _tidy(self) -> None:
         """Delete the model files of trials that are neither the best nor on the front: they never will be."""
-        found = self.result_rows()
+        found = self._found()
         kept = {row.number for row in found.front}
         for row in found.trials:
             if row.number not in kept and row.state != "running" and row.folder is not None:
                 for file in _model_files(row.folder):
                     file.unlink(missing_ok=True)
 
-    def result_rows(self) -> SearchResult:
-        """What the study holds so far; nothing is written."""
+    def _found(self) -> SearchResult:
         return SearchResult.of(self.study, self.options, self.baseline)
 
     # -- around it -----------------------------------------------------------------------------------------
     def _folder(self, number: int) -> Path:
         return self.options.folder / "trials" / str(number)
 
-    def _kill(self) -> None:
+    def _close(self) -> None:
         for worker in self._workers:
-            worker.kill()
+            worker.close()
 
     def _make_folder(self) -> None:
         try:
@@ -217,5 +234,3 @@ class Driver:
 def _model_files(folder: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         yield from (file for file in folder.iterdir() if file.name.startswith("small."))
-
-

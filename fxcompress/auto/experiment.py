@@ -1,9 +1,9 @@
 """The seeds' experiment: a module, a search space, a number of trials.
 
-    experiment = AutoCompressionExperiment(MyModule, "local")
-    experiment.config.search_space = generator.dumps()
-    experiment.config.max_trial_number = 20
-    result = experiment.run(8080)             # with optuna-dashboard on that port of the loopback address
+experiment = AutoCompressionExperiment(MyModule, "local")
+experiment.config.search_space = generator.dumps()
+experiment.config.max_trial_number = 20
+result = experiment.run(8080)             # with optuna-dashboard on that port of the loopback address
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class AutoCompressionExperiment:
         """Let worker processes import the module: they search where this process does."""
         folder = Path(self.config.trial_code_directory).resolve()
         if not folder.is_dir():
-            raise FxcompressError(f"config.trial_code_directory: {folder} is no folder; name that of the module")
+            raise FxcompressError(
+                f"config.trial_code_directory: {folder} is no folder; name that of the module"
+            )
         file = inspect.getsourcefile(self.job.module)
         if file is not None and str(folder) not in sys.path and folder in Path(file).resolve().parents:
             sys.path.insert(0, str(folder))

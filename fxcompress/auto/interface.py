@@ -59,5 +59,5 @@ class AbstractAutoCompressionModule(ABC):
 
     @classmethod
     def data(cls) -> Iterable[Any] | None:
-        """Batches to measure and calibrate on without training, as for ``fxcompress.compile``; or ``None``."""
+        """Batches to measure and calibrate on without training, as for ``compile``; or ``None``."""
         return None

@@ -29,10 +29,14 @@ COUNTED = ("macs", "parameters")
 """Costs that are known before anything is trained."""
 
 _AMOUNT = re.compile(r"\s*([0-9.eE+-]+)\s*([a-zA-Zµ%]*)\s*")
+_COUNT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _UNITS = {
-    **dict.fromkeys(("macs", "parameters"), {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}),
+    "macs": _COUNT,
+    "parameters": _COUNT,
     "size": {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "KiB": 1024.0, "MB": 1e6, "MiB": 1024.0**2, "GB": 1e9},
-    **dict.fromkeys(("latency", "latency_torch"), {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}),
+    "latency": _TIME,
+    "latency_torch": _TIME,
 }
 
 
@@ -87,11 +91,11 @@ def _limit(kind: str, value: Any) -> Limit:
     except ValueError:
         number = 0.0
     unit = match[2] if match else ""
-    if 0 < number and unit == "%":
+    if number > 0 and unit == "%":
         return Limit(kind, number / 100, True)
     if 0 < number < 1 and not unit:
         return Limit(kind, number, True)
-    if 0 < number and unit in units:
+    if number > 0 and unit in units:
         return Limit(kind, number * units[unit], False)
     amounts = ", ".join(f"{x}" for x in units if x) or "none"
     raise ConfigError(

@@ -76,7 +76,7 @@ def svg(figure: Figure) -> str:
 
 def _dots(axes: Axes, x: list[float], rows: list[Row]) -> None:
     for fits, color, label in ((True, "C0", "trial"), (False, "lightgray", "above the budget")):
-        chosen = [(place, row.metric) for place, row in zip(x, rows, strict=True) if row.fits is fits]
+        chosen = [(p, row.metric or 0.0) for p, row in zip(x, rows, strict=True) if row.fits is fits]
         if chosen:
             axes.plot([p for p, _ in chosen], [m for _, m in chosen], "o", color=color, label=label)
 

@@ -1,7 +1,7 @@
 """What comes out of a search: the best model with its config, the Pareto front, and all trials.
 
-    folder/best/small.pt2, small.onnx, config.json     the model, and the config list that made it
-    folder/trials.csv, trials.json, report.html        every trial
+folder/best/small.pt2, small.onnx, config.json     the model, and the config list that made it
+folder/trials.csv, trials.json, report.html        every trial
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from fxcompress.graph.module import CompiledModule
 if TYPE_CHECKING:
     import optuna
 
-STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+STATES = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class SearchResult:
         return load(_files_of(self.best) / artefact.MODULE)
 
     def export(self, folder: Path) -> None:
-        """Write all trials as ``trials.csv`` and ``trials.json``."""
+        """Write all trials as ``trials.csv`` and ``trials.json``, and the best one's files to ``best``."""
         rows = [_plain(row) for row in self.trials]
         facts = {"dense": {k: self.dense.get(k) for k in ("metric", "measured")}, "trials": rows}
         write_json(folder / "trials.json", facts | {"front": [row.number for row in self.front]})
@@ -119,24 +125,13 @@ class SearchResult:
             for row in rows:
                 flat = {**row, **row["measured"], **row["params"]}
                 writer.writerow({key: flat[key] for key in columns if flat.get(key) is not None})
-
-
-def collect(study: optuna.Study, options: Options, dense: dict[str, Any]) -> SearchResult:
-    """The result of a study, its files written into the folder."""
-    from fxcompress.auto.page import write_page
-
-    result = SearchResult.of(study, options, dense)
-    result.export(options.folder)
-    if result.front:
-        row, best = result.best, options.folder / "best"
-        if row.folder is not None and (row.folder / artefact.MODULE).exists():
-            best.mkdir(exist_ok=True)
+        best = self.best if self.front else None
+        if best is not None and best.folder is not None and (best.folder / artefact.MODULE).exists():
+            (folder / "best").mkdir(exist_ok=True)
             for name in (artefact.MODULE, artefact.ONNX):
-                with replacing(best / name) as temporary:
-                    shutil.copyfile(row.folder / name, temporary)
-            write_json(best / "config.json", row.config_list)
-    write_page(result, options.folder / "report.html")
-    return result
+                with replacing(folder / "best" / name) as temporary:
+                    shutil.copyfile(best.folder / name, temporary)
+            write_json(folder / "best" / "config.json", best.config_list)
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -187,9 +182,7 @@ def _plain(row: Row) -> dict[str, Any]:
 def _files_of(row: Row) -> Path:
     if row.folder is None or not (row.folder / artefact.MODULE).exists():
         raise FxcompressError(
-            f"trial {row.number}: its model is in {row.folder}, which is not on this machine; share the folder "
-            "of the search between machines, or compile config_list again"
+            f"trial {row.number}: its model is in {row.folder}, which is not on this machine; share the "
+            "folder of the search between machines, or compile config_list again"
         )
     return row.folder
-
-

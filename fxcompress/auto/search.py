@@ -27,7 +27,7 @@ MOST_SPARSE = 0.95
 """The highest sparsity a layer is given."""
 GOALS = (0.35, 0.6)
 """Shares of the MACs to begin with where the budget says nothing of what can be counted."""
-_PARTS = ("inputs", "train", "data", "loss_fn", "layers", "sensitivity")
+_PARTS = ("inputs", "train", "data", "loss_fn", "layers", "sensitivity", "round_to")
 
 
 def search(
@@ -50,8 +50,8 @@ def search(
         trials: how many.
         algorithms: pruners and quantizers to choose from; a trial prunes, quantizes, or does both.
         bits: of quantized layers; with more than one each layer's are searched.
-        options: ``inputs``, ``train``, ``data``, ``loss_fn``, ``layers`` and ``sensitivity`` of
-            ``fxcompress.auto.SearchJob``, and the fields of ``fxcompress.auto.Options``. With
+        options: ``inputs``, ``train``, ``data``, ``loss_fn``, ``layers``, ``sensitivity`` and ``round_to``
+            of ``fxcompress.auto.SearchJob``, and the fields of ``fxcompress.auto.Options``. With
             ``objectives=("macs",)`` the Pareto front comes out.
 
     Returns:

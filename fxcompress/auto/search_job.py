@@ -50,6 +50,7 @@ class SearchJob(Job):
         pruners: names.
         shares: targets of the points to begin with.
         sensitivity: begin with points that a sensitivity analysis proposes, too.
+        round_to: keep a multiple of this many channels, which some machines are faster with.
     """
 
     network: nn.Module | Callable[[], nn.Module] | str
@@ -63,6 +64,7 @@ class SearchJob(Job):
     pruners: tuple[str, ...] = ("l1",)
     shares: tuple[tuple[str, float], ...] = ()
     sensitivity: bool = True
+    round_to: int | None = None
 
     def model(self) -> nn.Module:
         """The dense model.
@@ -72,7 +74,9 @@ class SearchJob(Job):
         """
         found = _made(self.network)
         if not isinstance(found, nn.Module):
-            raise ConfigError(f"model: expected a torch.nn.Module or a function that makes one, got {found!r}")
+            raise ConfigError(
+                f"model: expected a torch.nn.Module or a function that makes one, got {found!r}"
+            )
         return found
 
     def evaluator(self) -> Evaluator:
@@ -102,7 +106,11 @@ class SearchJob(Job):
         points = starting_points(dense, self.metric, layers, self.shares, file)
         fitted = [self._fitted(dense, _entries(pruner, p), kind, share, options) for kind, share, p in points]
         label = self.pruners[named.index(pruner)]
-        return [{"pruner": label, **{f"sparsity/{e['op_names'][0]}": e["sparsity"] for e in f}} for f in fitted if f]
+        return [
+            {"pruner": label, **{f"sparsity/{e['op_names'][0]}": e["sparsity"] for e in f}}
+            for f in fitted
+            if f
+        ]
 
     def compress(self, spec: dict[str, Any], context: Context) -> tuple[CompiledModule, list[dict[str, Any]]]:
         """Prune, fine-tune, quantize."""
@@ -115,7 +123,7 @@ class SearchJob(Job):
                 pruning = self._within(module, pruning, options)
             module = compile_model(module, pruning, **options)
             if not _elementwise(pruner):
-                module = speedup(module)
+                module = speedup(module, round_to=self.round_to)
         if pruning or not quantization:
             steps = self._trained(module, steps, context)
         if pruning and _elementwise(pruning[0]["pruner"]):
@@ -144,7 +152,8 @@ class SearchJob(Job):
             if limit.kind in COUNTED:
                 count = _COUNTS[limit.kind]
                 share = limit.share({limit.kind: count(dense, dense)})
-                left = count(speedup(compile_model(dense, entries, **options), verify=False), dense)
+                masked = compile_model(dense, entries, **options)
+                left = count(speedup(masked, verify=False, round_to=self.round_to), dense)
                 if left > share * count(dense, dense):
                     entries = self._fitted(dense, entries, limit.kind, share, options) or entries
         return entries
@@ -155,7 +164,8 @@ class SearchJob(Job):
     ) -> list[dict[str, Any]]:
         """The entries at the scale that meets the share; none if these layers cannot."""
         try:
-            scaled = fit_budget(dense, entries, **{kind: share}, **options)
+            aim: dict[str, Any] = {kind: share}
+            scaled = fit_budget(dense, entries, **aim, **options)
         except FxcompressError:
             return []
         return [{**entry, "sparsity": round(entry["sparsity"], 4)} for entry in scaled]
@@ -168,7 +178,9 @@ _COUNTS: dict[str, Callable[[CompiledModule, CompiledModule], int]] = {
 
 
 def _entries(pruner: str, sparsities: dict[str, float]) -> list[dict[str, Any]]:
-    return [{"pruner": pruner, "sparsity": s, "op_names": [layer]} for layer, s in sparsities.items() if s > 0]
+    return [
+        {"pruner": pruner, "sparsity": s, "op_names": [layer]} for layer, s in sparsities.items() if s > 0
+    ]
 
 
 def _elementwise(pruner: str) -> bool:

@@ -72,7 +72,7 @@ class Session:
             return None
         trial = self.study.ask()
         trial.set_user_attr("session", self.id)
-        rows = sorted(counted(self.study), key=lambda t: (t.datetime_start or t.datetime_complete, t.number))
+        rows = sorted(counted(self.study), key=lambda row: (row.datetime_start, row.number))
         if [t.number for t in rows].index(trial.number) >= self.limit:  # others were faster
             trial.set_user_attr("surplus", True)
             self.study.tell(trial, state=import_optuna().trial.TrialState.FAIL)
@@ -120,10 +120,10 @@ class Session:
         if told is not None and told["beat"] < 0:
             return True
         if told is not None and told["host"] == _host():
-            return _start_of(told["pid"]) != told["start"]
+            return bool(_start_of(told["pid"]) != told["start"])
         key, now = session or f"trial {row.number}", time.monotonic()
         beat = None if told is None else told["beat"]
-        before, since = self._seen.get(key, (object(), now))
+        before, since = self._seen.get(key, (-2, now))
         self._seen[key] = (beat, since if before == beat else now)
         return before == beat and now - since > GRACE
 

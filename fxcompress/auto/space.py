@@ -1,13 +1,14 @@
 """Search spaces of the seeds: config lists with ranges in the place of values.
 
     generator = AutoCompressionSearchSpaceGenerator()
-    generator.add_config("l1", [{"op_types": ["Conv2d"], "sparsity": {"_type": "uniform", "_value": [0.2, 0.8]}}])
-    generator.add_config("qat", [{"op_types": ["default"], "quant_bits": {"_type": "choice", "_value": [4, 8]}}])
+    generator.add_config("l1", [{"sparsity": {"_type": "uniform", "_value": [0.2, 0.8]}}])
+    generator.add_config("qat", [{"quant_bits": {"_type": "choice", "_value": [4, 8]}}])
     space = generator.dumps()                 # plain dicts and lists, for JSON
 
 ``_type`` and ``_value``: ``choice`` options; ``uniform`` [low, high]; ``loguniform`` [low, high], uniform in
-the logarithm; ``quniform`` and ``qloguniform`` [low, high, q], that rounded to a multiple of ``q`` and clipped;
-``randint`` [low, high), a whole number. An option may be a dict with ``_name`` and ranges of its own.
+the logarithm; ``quniform`` and ``qloguniform`` [low, high, q], that rounded to a multiple of ``q`` and
+clipped; ``randint`` [low, high), a whole number. An option may be a dict with ``_name`` and ranges of its
+own.
 """
 
 from __future__ import annotations
@@ -153,7 +154,9 @@ def _sampled(trial: Draw, path: str, value: Any) -> Any:
 
 def _number(trial: Draw, path: str, kind: str, value: list[Any]) -> Any:
     if kind == "choice":
-        labels = _labels([option.get("_name", option) if isinstance(option, dict) else option for option in value])
+        labels = _labels(
+            [option.get("_name", option) if isinstance(option, dict) else option for option in value]
+        )
         label = trial.suggest_categorical(path, labels) if len(labels) > 1 else labels[0]
         return _sampled(trial, f"{path}/{label}", value[labels.index(label)])
     if kind == "randint":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxcompress.errors import ConfigError, FxcompressError, did_you_mean, first_line
 
-if TYPE_CHECKING:
-    import optuna
+Storage = Any
+Study = Any
+"""Optuna's classes, which this package imports when it runs."""
 
 SEEDS = {"gridsearch": "bruteforce", "evolution": "nsgaii", "gptuner": "gp"}
 """Tuners of the seeds whose place another sampler takes."""
@@ -33,7 +35,7 @@ def import_optuna() -> Any:
     return optuna
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str) -> Storage:
     """The storage at a database URL (``sqlite:///…``, ``postgresql://…``, ``mysql://…``); or of a path: a
     journal file.
 
@@ -44,16 +46,14 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     try:
         if "://" not in url:
             backend = optuna.storages.journal.JournalFileBackend(url)
-            storage: optuna.storages.BaseStorage = optuna.storages.JournalStorage(backend)
-            return storage
+            return optuna.storages.JournalStorage(backend)
         waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        opened: optuna.storages.BaseStorage = optuna.storages.RDBStorage(url, engine_kwargs=waiting)
-        return opened
+        return optuna.storages.RDBStorage(url, engine_kwargs=waiting)
     except Exception as error:
         raise FxcompressError(
-            f"storage {_without_password(url)}: cannot be opened ({type(error).__name__}: {first_line(error)}); "
-            "give a database URL such as sqlite:///study.db, with the database's driver installed, or the "
-            "path of a journal file"
+            f"storage {_without_password(url)}: cannot be opened ({type(error).__name__}: "
+            f"{first_line(error)}); give a database URL such as sqlite:///study.db, with the driver of the "
+            "database installed, or the path of a journal file"
         ) from error
 
 
@@ -78,9 +78,7 @@ def make_pruner(name: str | None, options: Mapping[str, Any]) -> Any:
     return _made(found, options, f"pruner {name!r}")
 
 
-def open_study(
-    storage: optuna.storages.BaseStorage, name: str, directions: Sequence[str], signature: str
-) -> optuna.Study:
+def open_study(storage: Storage, name: str, directions: Sequence[str], signature: str) -> Study:
     """The study of that name, made if it is not there.
 
     Raises:
@@ -92,7 +90,7 @@ def open_study(
         "another name or folder"
     )
     try:
-        study: optuna.Study = optuna.create_study(
+        study = optuna.create_study(
             storage=storage, study_name=name, directions=list(directions), load_if_exists=True
         )
     except Exception as error:
@@ -124,8 +122,6 @@ def _named(module: Any, suffix: str, name: str, what: str) -> Any:
 
 
 def _made(cls: Any, options: Mapping[str, Any], what: str) -> Any:
-    import warnings
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental arguments

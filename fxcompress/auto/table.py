@@ -92,7 +92,9 @@ def trial_table(found: SearchResult, *, last: int | None = None) -> Table:
 
 def cells(row: Row, best: bool) -> list[str]:
     """Number, metric, four shares of the dense model's costs, state, and what was tried."""
-    shares = [f"{row.shares[k]:.1%}" if k in row.shares else "" for k in ("macs", "parameters", "size", "latency")]
+    shares = [
+        f"{row.shares[k]:.1%}" if k in row.shares else "" for k in ("macs", "parameters", "size", "latency")
+    ]
     state = row.state if row.state != "complete" else "best" if best else "" if row.fits else "above budget"
     tried = row.error or named(row)
     metric = "" if row.metric is None else f"{row.metric:.4f}"

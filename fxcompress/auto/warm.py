@@ -1,4 +1,4 @@
-"""Points that a search begins with: evenly sparse, and sparse where a sensitivity analysis says it hurts least."""
+"""Points that a search begins with: evenly sparse, and sparse where a sensitivity analysis allows it."""
 
 from __future__ import annotations
 

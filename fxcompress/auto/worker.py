@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import secrets
 import signal
 import sys
 import threading
@@ -33,6 +34,10 @@ from fxcompress.auto.jobs import Context, Job, Stopped
 from fxcompress.errors import FxcompressError
 
 PREFIX = "fxcompress-trial-"
+EXIT = 5.0
+"""Seconds that an idle process has to exit."""
+LOG = "log.txt"
+"""What a trial prints, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ class Event:
 class Worker:
     """A process and what it is doing."""
 
-    def __init__(self, payload: bytes, number: int, environment: Mapping[str, str]) -> None:
-        refuse_inside_worker()
-        self._payload, self._number, self._environment = payload, number, environment
+    def __init__(self, payload: bytes, environment: Mapping[str, str], threads: int) -> None:
+        """A process with these variables and so many threads, started when there is something to do."""
+        self._payload, self._environment, self._threads = payload, dict(environment), threads
         self._process: Any = None
         self._connection: Connection | None = None
         self.busy: Any = None
@@ -104,6 +109,13 @@ class Worker:
         busy, self.busy, self._deadline = self.busy, None, None
         return busy
 
+    def close(self) -> None:
+        """End the process: by itself where it is idle, or else at once."""
+        if self._process is not None and self.busy is None and self._connection is not None:
+            self._connection.close()
+            self._process.join(EXIT)
+        self.kill()
+
     def kill(self) -> None:
         """End the process at once."""
         if self._process is not None:
@@ -135,8 +147,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, self._payload, dict(self._environment)), daemon=True,
-            name=f"{PREFIX}{self._number}",
+            target=_serve, args=(other, self._payload, self._environment, self._threads), daemon=True,
+            name=f"{PREFIX}{secrets.token_hex(2)}",
         )  # fmt: skip
         self._process.start()
         other.close()
@@ -163,15 +175,16 @@ def refuse_inside_worker() -> None:
         )
 
 
-def _serve(connection: Connection, payload: bytes, environment: dict[str, str]) -> None:
+def _serve(connection: Connection, payload: bytes, environment: dict[str, str], threads: int) -> None:
     """The worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ.update(environment)
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task: Task = connection.recv()
+            _print_to(task.folder / LOG)
             connection.send(_outcome(connection, payload, task))
 
 
@@ -199,13 +212,20 @@ def _outcome(connection: Connection, payload: bytes, task: Task) -> tuple[Any, .
         sys.stdout.flush()
 
 
+def _print_to(file: Path) -> None:
+    """Let this process, libraries included, write its output and warnings to ``file``."""
+    with file.open("ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+
+
 def _loaded(payload: bytes) -> Job:
     try:
         job: Job = pickle.loads(payload)  # made by our own parent process
     except Exception as error:
         raise FxcompressError(
-            f"a worker process cannot load the model or the evaluator ({type(error).__name__}: {error}); their "
-            "functions and classes have to be in a module that can be imported, not in a notebook or a prompt"
+            f"a worker process cannot load the model or the evaluator ({type(error).__name__}: {error}); "
+            "their functions and classes have to be in a module that can be imported, not in a notebook"
         ) from error
     return job
 

@@ -1,7 +1,7 @@
 """``fxcompress search``: auto-compression from the command line.
 
-    fxcompress search pkg.task:model --evaluator pkg.task:accuracy --budget macs=0.35 --train pkg.task:tune
-    fxcompress search pkg.task:MyModule --algorithms level,l1,qat --trials 20 --workers 2
+fxcompress search pkg.task:model --evaluator pkg.task:accuracy --budget macs=0.35 --train pkg.task:tune
+fxcompress search pkg.task:MyModule --algorithms level,l1,qat --trials 20 --workers 2
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ from fxcompress.errors import ConfigError
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_PARTS = {
+    "inputs": "example inputs",
+    "train": "function(module) that fine-tunes",
+    "data": "batches to measure and calibrate on",
+    "loss-fn": "function(output, batch)",
+}
 RANGE = (0.1, 0.9)
 """The sparsities of a space that is made of names of algorithms alone."""
 
@@ -39,13 +45,14 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("target", metavar=place, help="a model, a function that makes it, or a class of the "
                         "seeds' interface (AbstractAutoCompressionModule)")  # fmt: skip
     parser.add_argument("--evaluator", metavar=place, help="function(module) -> number, larger is better")
-    for name, what in (("inputs", "example inputs"), ("train", "function(module) that fine-tunes"),
-                       ("data", "batches to measure and calibrate on"), ("loss-fn", "function(output, batch)")):  # fmt: skip
-        parser.add_argument(f"--{name}", metavar=place, help=f"{what}")
+    for name, what in _PARTS.items():
+        parser.add_argument(f"--{name}", metavar=place, help=what)
     parser.add_argument("--space", type=Path, metavar="FILE", help="search space of a class, as JSON")
     parser.add_argument("--algorithms", type=_names, default=("l1", "fpgm"), metavar="A,B,…",
                         help="pruners and quantizers to choose from (default: l1,fpgm)")  # fmt: skip
-    parser.add_argument("--bits", type=_numbers, default=(8,), metavar="B,B,…", help="bit widths (default: 8)")
+    parser.add_argument(
+        "--bits", type=_numbers, default=(8,), metavar="B,B,…", help="bit widths (default: 8)"
+    )
     parser.add_argument("--budget", type=_limit, action="append", default=[], metavar="COST=LIMIT",
                         help=f"such as macs=0.35 or latency=2ms; costs: {', '.join(COSTS)}")  # fmt: skip
     parser.add_argument("--objective", action="append", default=[], metavar="COST", choices=list(COSTS),
@@ -95,7 +102,7 @@ def _of_model(options: argparse.Namespace) -> SearchResult:
         raise ConfigError("--evaluator: expected the place of a function such as task:accuracy, got none")
     if options.space is not None or options.minimize:
         raise ConfigError("--space and --minimize are for classes (AbstractAutoCompressionModule) only")
-    parts = {name: getattr(options, name) for name in ("inputs", "train", "data", "loss_fn")}
+    parts = {name: getattr(options, name) for name in (p.replace("-", "_") for p in _PARTS)}
     return search(
         options.target, options.evaluator, budget=dict(options.budget), trials=options.trials,
         algorithms=options.algorithms, bits=options.bits, **parts, **_shared(options),
