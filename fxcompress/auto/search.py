@@ -69,7 +69,7 @@ def search(
     pruners, quantizers = _split(algorithms)
     if any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 32 for b in bits) or not bits:
         raise ConfigError(f"bits: expected whole numbers from 1 to 32, got {bits!r}")
-    needs = [name for name in quantizers if name not in ("naive", "weight_only", "dynamic")]
+    needs = [name for name in quantizers if name not in ("none", "naive", "weight_only", "dynamic")]
     if needs and parts.get("data") is None and (parts.get("train") is None or needs[0] not in TRAINED):
         raise ConfigError(f"data: quantizer {needs[0]!r} chooses ranges on batches: expected some, got none")
     if parts.get("layers") is not None:

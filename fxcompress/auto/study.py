@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,25 @@ def open_storage(url: str) -> Storage:
             backend = optuna.storages.journal.JournalFileBackend(url)
             return optuna.storages.JournalStorage(backend)
         waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-        return optuna.storages.RDBStorage(url, engine_kwargs=waiting)
+        return _opened(lambda: optuna.storages.RDBStorage(url, engine_kwargs=waiting))
     except Exception as error:
         raise FxcompressError(
             f"storage {_without_password(url)}: cannot be opened ({type(error).__name__}: "
             f"{first_line(error)}); give a database URL such as sqlite:///study.db, with the driver of the "
             "database installed, or the path of a journal file"
         ) from error
+
+
+def _opened(opening: Callable[[], Storage], attempts: int = 20) -> Storage:
+    """What ``opening`` returns; again where another process makes the same tables at the same moment."""
+    while True:
+        try:
+            return opening()
+        except Exception as error:
+            attempts -= 1
+            if not attempts or not re.search("already exists|duplicate key|UNIQUE constraint", str(error)):
+                raise
+            time.sleep(0.25)
 
 
 def make_sampler(name: str, seed: int | None, options: Mapping[str, Any]) -> Any:

@@ -1,7 +1,9 @@
 """Worker processes: one runs a trial at a time, can be given up at any moment, and dies with its parent.
 
     parent                              worker
-    submit(task, seed, context)   →     job.run(…)
+    submit(task, …)               →     unpickle the job
+                                  ←     ("begun",): the time limit counts from here
+                                        job.run(…)
                                   ←     ("report", step, metric)
     stop or go on                 →
                                   ←     ("done", result) | ("failed", error, traceback) | ("pruned",)
@@ -34,8 +36,8 @@ from fxcompress.auto.jobs import Context, Job, Stopped
 from fxcompress.errors import FxcompressError
 
 PREFIX = "fxcompress-trial-"
-EXIT = 5.0
-"""Seconds that an idle process has to exit."""
+START, EXIT = 600.0, 5.0
+"""Seconds that a process has to start, and an idle one to exit."""
 LOG = "log.txt"
 """What a trial prints, in its folder."""
 
@@ -80,7 +82,7 @@ class Worker:
             self._start()
         assert self._connection is not None
         self.busy, self._limit = busy, time_limit
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._deadline = time.monotonic() + START  # until it says that it has begun
         with contextlib.suppress(OSError):  # a process that is dead already is noticed by poll()
             self._connection.send(task)
 
@@ -96,12 +98,16 @@ class Worker:
         try:
             if self._connection.poll():
                 kind, *content = self._connection.recv()
+                if kind == "begun":
+                    self._deadline = None if self._limit is None else time.monotonic() + self._limit
+                    return None
                 return Event(self, kind, tuple(content))
         except (EOFError, OSError):
             return Event(self, "failed", (self._died(), ""))
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.kill()
-            return Event(self, "failed", (f"ran longer than the time limit of {self._limit:g} s", ""))
+            limit = START if self._limit is None else self._limit
+            return Event(self, "failed", (f"ran longer than the time limit of {limit:g} s", ""))
         return None
 
     def finish(self) -> Any:
@@ -184,6 +190,7 @@ def _serve(connection: Connection, payload: bytes, environment: dict[str, str], 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task: Task = connection.recv()
+            connection.send(("begun",))
             _print_to(task.folder / LOG)
             connection.send(_outcome(connection, payload, task))
 

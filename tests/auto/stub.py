@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fxcompress.auto.artefact import MODULE
+from fxcompress.auto.artefact import MODULE, ONNX
 from fxcompress.auto.driver import Driver
 from fxcompress.auto.jobs import RESULT, Context, Evaluator, Job, write_json
 from fxcompress.auto.limits import COSTS, limits_of
@@ -65,7 +65,8 @@ class StubJob(Job):
             time.sleep(0.05)
             if context.report is not None and context.report(step, spec["x"]):
                 raise AssertionError("no pruner was asked for")
-        (context.folder / MODULE).write_text("model")
+        for name in (MODULE, ONNX):
+            (context.folder / name).write_text("model")
         costs = dict.fromkeys(COSTS, spec["x"])
         result = {"metric": spec["x"], "config_list": [], "spec": spec, "measured": costs, "shares": costs}
         write_json(context.folder / RESULT, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -27,17 +28,20 @@ def start(folder: Path, trials: int, workers: int = 1, storage: str = "") -> sub
         return subprocess.Popen(command, cwd=ROOT, stderr=stream, start_new_session=True)
 
 
+opened = functools.cache(open_storage)
+
+
 def rows(folder: Path, storage: str = "") -> tuple[Row, ...]:
     """The trials that the study holds; none before there is a study."""
-    opened = open_storage(storage or default_storage(folder))
+    place = opened(storage or default_storage(folder))
     try:
-        study = import_optuna().load_study(study_name="search", storage=opened)
+        study = import_optuna().load_study(study_name="search", storage=place)
     except KeyError:
         return ()
     return SearchResult.of(study, Options(folder), {}).trials
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait for it."""
     began = time.monotonic()
     while not condition():
@@ -58,7 +62,11 @@ def ended(folder: Path) -> list[int]:
     return [row.number for row in rows(folder) if row.state == "complete"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["kill -9", "Ctrl-C"],
+)
 def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path, how: signal.Signals) -> None:
     process = start(tmp_path, trials=5)
     until((tmp_path / "study.db").exists)
@@ -82,7 +90,7 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path, how: signal.Signa
 
 def test_a_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
     process = start(tmp_path, trials=3)
-    until(lambda: bool(runs(tmp_path)))
+    until(lambda: runs(tmp_path))
     (victim,) = runs(tmp_path)[0]
     os.kill(victim, signal.SIGKILL)
     assert process.wait(TIMEOUT) == 0
@@ -91,9 +99,10 @@ def test_a_worker_that_is_killed_costs_one_trial(tmp_path: Path) -> None:
     assert found[0].error == "the worker process died (signal 9)"
 
 
+@pytest.mark.slow
 def test_workers_die_with_the_main_process(tmp_path: Path) -> None:
     process = start(tmp_path, trials=100)
-    until(lambda: bool(runs(tmp_path)))
+    until(lambda: runs(tmp_path))
     process.kill()
     process.wait()
     (worker,) = set().union(*runs(tmp_path).values())
