@@ -64,10 +64,10 @@ class Job(ABC):
         return {}
 
     def run(self, spec: dict[str, Any], context: Context) -> dict[str, Any]:
-        """One trial: compress, write the files, evaluate, measure; the result is written last."""
+        """One trial: compress, evaluate, write the files, measure them; the result is written last."""
         module, config_list = self.compress(spec, context)
-        artefact.write(module, context.folder)
         result: dict[str, Any] = {"metric": self.metric(module), "config_list": config_list, "spec": spec}
+        artefact.write(module, context.folder)
         result |= artefact.measure(context.folder, context.dense)
         write_json(context.folder / RESULT, result)
         return result
@@ -75,8 +75,8 @@ class Job(ABC):
     def baseline(self, context: Context) -> dict[str, Any]:
         """The dense model's files, metric and costs."""
         dense = capture(self.model(), self.example_inputs())
-        artefact.write(dense, context.dense)
         result: dict[str, Any] = {"metric": self.metric(dense), **self.facts(dense)}
+        artefact.write(dense, context.dense)
         result |= artefact.measure(context.dense, context.dense)
         write_json(context.dense / RESULT, result)
         return result

@@ -77,12 +77,12 @@ def search(
     job = SearchJob(
         model, evaluator, limits=limits, pruners=pruners, shares=_goals(limits, settings.objectives), **parts
     )
-    space = _Space(pruners, quantizers, tuple(bits))
+    space = Space(pruners, quantizers, tuple(bits))
     return Driver(job, space.propose, [dataclasses.astuple(space), parts.get("layers")], settings).run()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Space:
+class Space:
     """What a trial chooses: names by the caller's, ``"none"`` for nothing."""
 
     pruners: tuple[str, ...]
