@@ -4,8 +4,8 @@
 
 A trial prunes every layer of the trained ``DigitNet`` to a sparsity of its own by ``l1`` or ``fpgm``, scales
 what is above the budget, and trains for an epoch. The metric is the negative cross entropy on test images.
-Both samplers see the same spaces, seeds and budget and no points to begin with; nothing is exported, since the
-costs in question are counted. Seeds on record are not run again; ``--fresh`` forgets them.
+Both samplers see the same spaces, seeds and budget and no points to begin with; nothing is exported, since
+the costs in question are counted. Seeds on record are not run again; ``--fresh`` forgets them.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ from fxcompress.pruning.scoring import ScoringPruner
 TRAINED = ("qat", "lsq", "dorefa", "bnn")
 """Quantizers after which it is worth while to train."""
 
+FLOORS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the highest sparsity to which the others are raised where scaling alone misses a budget."""
+
 Train = Callable[[nn.Module], Iterator[Any] | None]
 
 
@@ -162,13 +165,20 @@ class SearchJob(Job):
     def _fitted(
         dense: CompiledModule, entries: list[dict[str, Any]], kind: str, share: float, options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """The entries at the scale that meets the share; none if these layers cannot."""
-        try:
-            aim: dict[str, Any] = {kind: share}
-            scaled = fit_budget(dense, entries, **aim, **options)
-        except FxcompressError:
-            return []
-        return [{**entry, "sparsity": round(entry["sparsity"], 4)} for entry in scaled]
+        """The entries at the scale that meets the share; none if these layers cannot.
+
+        Where the layers that are to stay are too many, they are raised towards the sparsest until it is met.
+        """
+        most = max(entry["sparsity"] for entry in entries)
+        aim: dict[str, Any] = {kind: share}
+        for floor in FLOORS:
+            raised = [{**entry, "sparsity": max(entry["sparsity"], floor * most)} for entry in entries]
+            try:
+                scaled = fit_budget(dense, raised, **aim, **options)
+            except FxcompressError:
+                continue
+            return [{**entry, "sparsity": round(entry["sparsity"], 4)} for entry in scaled]
+        return []
 
 
 _COUNTS: dict[str, Callable[[CompiledModule, CompiledModule], int]] = {

@@ -1,4 +1,4 @@
-"""A job whose trials do what their spec says, without any model: the tests of the search are about processes."""
+"""A job whose trials do what their spec says, without any model: these tests are about processes."""
 
 from __future__ import annotations
 

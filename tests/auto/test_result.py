@@ -93,5 +93,5 @@ def test_files_and_figures(tmp_path: Path) -> None:
 
 def test_a_model_of_another_machine_is_named(tmp_path: Path) -> None:
     elsewhere = found([row(7, 0.9, 0.5, folder=tmp_path / "nowhere")])
-    with pytest.raises(FxcompressError, match="trial 7: its model is in .* not on this machine"):
+    with pytest.raises(FxcompressError, match=r"trial 7: its model is in .* not on this machine"):
         _ = elsewhere.model

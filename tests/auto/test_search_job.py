@@ -11,7 +11,7 @@ import fxcompress
 from fxcompress.auto import search
 from fxcompress.auto.jobs import Context, resolve
 from fxcompress.auto.limits import limits_of
-from fxcompress.auto.search import _goals, Space, _split
+from fxcompress.auto.search import Space, _goals, _split
 from fxcompress.auto.search_job import SearchJob
 from fxcompress.auto.study import import_optuna
 from fxcompress.auto.warm import layers_to_prune
@@ -19,6 +19,7 @@ from fxcompress.errors import ConfigError
 from fxcompress.graph.cost import count_macs
 from fxcompress.passes.insert_fake_quant import quantizers
 from tests.auto import task
+from tests.helpers import weight_shape
 
 DENSE = 36 * (8 * 9 + 8 * 8 * 9) + 24
 
@@ -47,8 +48,8 @@ def test_layers_that_make_the_output_are_left_alone() -> None:
 
 def test_each_layer_gets_its_own_sparsity(tmp_path: Path) -> None:
     module, config_list = compressed(job(), tmp_path, pruning=entries("taylor", 0.25, 0.75))
-    assert tuple(module.get_submodule("0").weight.shape) == (6, 1, 3, 3)
-    assert tuple(module.get_submodule("3").weight.shape) == (2, 6, 3, 3)
+    assert weight_shape(module, "0") == (6, 1, 3, 3)
+    assert weight_shape(module, "3") == (2, 6, 3, 3)
     assert config_list == entries("taylor", 0.25, 0.75)
 
 
@@ -58,6 +59,8 @@ def test_what_is_above_a_counted_budget_is_scaled_to_fit(tmp_path: Path) -> None
     assert count_macs(module, task.inputs()).total <= 0.5 * DENSE
     first, second = (entry["sparsity"] for entry in config_list)
     assert second == pytest.approx(2 * first, abs=2e-4)
+    steep, _ = compressed(tight, tmp_path, pruning=entries("l1", 0.01, 0.4))  # scaled alone: 0.02 and 0.98
+    assert count_macs(steep, task.inputs()).total <= 0.5 * DENSE
     within, same = compressed(tight, tmp_path, pruning=entries("l1", 0.5, 0.5))
     assert same == entries("l1", 0.5, 0.5)
     assert count_macs(within, task.inputs()).total == 36 * (4 * 9 + 4 * 4 * 9) + 12
@@ -65,7 +68,7 @@ def test_what_is_above_a_counted_budget_is_scaled_to_fit(tmp_path: Path) -> None
 
 def test_single_weights_stay_zero_through_training(tmp_path: Path) -> None:
     module, _ = compressed(job(), tmp_path, pruning=entries("level", 0.5, 0.5))
-    zeros = [int((module.get_submodule(n).weight == 0).sum()) for n in ("0", "3")]
+    zeros = [int((module.get_submodule(n).get_parameter("weight") == 0).sum()) for n in ("0", "3")]
     assert zeros == [36, 288]
 
 
@@ -75,7 +78,7 @@ def test_pruning_and_quantizing_go_together(tmp_path: Path) -> None:
         job(), tmp_path, pruning=entries("l1", 0.5, 0.5), quantization=quantization
     )
     assert quantizers(module)
-    assert module.get_submodule("0").weight.shape[0] == 4
+    assert weight_shape(module, "0")[0] == 4
     assert config_list == entries("l1", 0.5, 0.5) + quantization
     report = fxcompress.export_onnx(module, tmp_path / "small.onnx")
     assert report.lint is not None
@@ -165,5 +168,5 @@ def test_a_place_that_cannot_be_imported_says_why() -> None:
         ConfigError, match=r"'tests.auto.task:modle' cannot be imported .*no attribute 'modle'"
     ):
         resolve("tests.auto.task:modle")
-    with pytest.raises(ConfigError, match="'tests.auto.task': expected 'package.module:name', with a colon"):
+    with pytest.raises(ConfigError, match=r"'tests.auto.task': expected 'package.module:name', with a colon"):
         resolve("tests.auto.task")

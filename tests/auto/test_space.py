@@ -117,21 +117,25 @@ def test_the_flat_keys_of_the_seeds_are_understood() -> None:
     assert found[1]["config_list"][0]["op_names"] == ["a", "b"]
 
 
+def sparsity(kind: str, *value: Any) -> list[dict[str, Any]]:
+    return [{"sparsity": range_of(kind, *value)}]
+
+
 @pytest.mark.parametrize(
     ("name", "config_list", "message"),
     [
         ("lvel", [{"sparsity": 0.5}], r"algorithm: expected the name .* got 'lvel'; did you mean 'level'"),
         ("level", [], r"pruner 'level': config_list: expected a non-empty list, got \[\]"),
-        ("level", [{"sparsity": range_of("unifrm", 0, 1)}], r"config_list\[0\]\.sparsity: _type: got 'unifrm'; did you mean 'uniform'"),
-        ("level", [{"sparsity": range_of("uniform", 0.1)}], r"_value: expected \[low, high\] for uniform, got \[0.1\]"),
-        ("level", [{"sparsity": range_of("uniform", 0.9, 0.1)}], r"_value: expected low < high, got \[0.9, 0.1\]"),
-        ("level", [{"sparsity": range_of("loguniform", 0, 0.5)}], r"expected 0 < low < high, got \[0, 0.5\]"),
-        ("level", [{"sparsity": range_of("quniform", 0.1, 0.5, 0)}], r"low < high and q > 0"),
-        ("level", [{"sparsity": range_of("uniform", "a", 0.5)}], r"expected numbers for uniform"),
+        ("level", sparsity("unifrm", 0, 1), r"\[0\]\.sparsity: _type: got 'unifrm'; did you mean 'uniform'"),
+        ("level", sparsity("uniform", 0.1), r"_value: expected \[low, high\] for uniform, got \[0.1\]"),
+        ("level", sparsity("uniform", 0.9, 0.1), r"_value: expected low < high, got \[0.9, 0.1\]"),
+        ("level", sparsity("loguniform", 0, 0.5), r"expected 0 < low < high, got \[0, 0.5\]"),
+        ("level", sparsity("quniform", 0.1, 0.5, 0), r"low < high and q > 0"),
+        ("level", sparsity("uniform", "a", 0.5), r"expected numbers for uniform"),
         ("qat", [{"quant_bits": range_of("randint", 1, 8.5)}], r"expected whole numbers for randint"),
         ("qat", [{"quant_bits": range_of("choice")}], r"expected a list of options for choice, got \[\]"),
         ("level", [{"sparsty": 0.5}], r"pruner 'level': config_list\[0\]: sparsty: unknown key"),
-        ("level", [{"sparsity": range_of("uniform", 5, 50)}], r"config_list\[0\]: sparsity: expected a number in"),
+        ("level", sparsity("uniform", 5, 50), r"config_list\[0\]: sparsity: expected a number in"),
     ],
 )  # fmt: skip
 def test_a_malformed_space_says_what_is_wrong(name: str, config_list: Any, message: str) -> None:
