@@ -77,9 +77,9 @@ class Options:
             )
 
     @property
-    def directions(self) -> tuple[str, ...]:
-        """Of all objectives: the metric, then the costs."""
-        return (self.direction, *("minimize" for _ in self.objectives))
+    def directions(self) -> dict[str, str]:
+        """Of all objectives by name: the metric, then the costs."""
+        return {"metric": self.direction, **dict.fromkeys(self.objectives, "minimize")}
 
 
 def make_options(given: Mapping[str, Any]) -> Options:

@@ -6,7 +6,7 @@ import inspect
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,14 @@ def make_pruner(name: str | None, options: Mapping[str, Any]) -> Any:
     return _made(found, options, f"pruner {name!r}")
 
 
-def open_study(storage: Storage, name: str, directions: Sequence[str], signature: str) -> Study:
+def open_study(storage: Storage, name: str, objectives: Mapping[str, str], signature: str) -> Study:
     """The study of that name, made if it is not there.
+
+    Args:
+        storage: see ``open_storage``.
+        name: the study's.
+        objectives: names and directions (``"maximize"``, ``"minimize"``).
+        signature: of all that makes trials comparable.
 
     Raises:
         FxcompressError: if it was made by another search.
@@ -105,14 +111,19 @@ def open_study(storage: Storage, name: str, directions: Sequence[str], signature
     )
     try:
         study = optuna.create_study(
-            storage=storage, study_name=name, directions=list(directions), load_if_exists=True
+            storage=storage, study_name=name, directions=list(objectives.values()), load_if_exists=True
         )
     except Exception as error:
         raise FxcompressError(f"study {name!r}: cannot be opened ({first_line(error)})") from error
     made = study.user_attrs.get("signature")
     if made is None:
         study.set_user_attr("signature", signature)
-    if made not in (None, signature) or [d.name.lower() for d in study.directions] != list(directions):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an experimental method
+            study.set_metric_names(list(objectives))
+    if made not in (None, signature) or [d.name.lower() for d in study.directions] != list(
+        objectives.values()
+    ):
         raise FxcompressError(words)
     return study
 

@@ -23,7 +23,7 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
     """An empty study in SQLite, and in a journal file."""
     path = tmp_path / request.param
     url = f"sqlite:///{path}" if path.suffix == ".db" else str(path)
-    return open_study(open_storage(url), "s", ["maximize"], "signature")
+    return open_study(open_storage(url), "s", {"metric": "maximize"}, "signature")
 
 
 def make(study: Study, trials: int = 3) -> Session:
