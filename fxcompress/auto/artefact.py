@@ -25,7 +25,7 @@ from fxcompress.graph.module import CompiledModule
 MODULE, ONNX = "small.pt2", "small.onnx"
 ROUNDS = (15, 300)
 """Calls of each model that a latency is the median of: at least, and at most."""
-SECONDS = 0.3
+SECONDS = 0.2
 """For which small models are measured, so that what else the machine does is felt by few of the calls."""
 
 

@@ -24,7 +24,7 @@ from fxcompress.demo import DigitNet, Digits, fit, load_digits
 from fxcompress.export.files import replacing
 
 FILE = Path("digits.safetensors")
-EPOCHS, TUNING, BATCH = 10, 3, 64
+EPOCHS, TUNING, BATCH = 8, 3, 64
 RATE = 2e-3
 
 
@@ -35,7 +35,7 @@ def digits() -> Digits:
 
 
 def model() -> nn.Module:
-    """``DigitNet``, trained for ten epochs when it is first asked for."""
+    """``DigitNet``, trained for eight epochs when it is first asked for."""
     network = DigitNet().eval()
     if not FILE.exists():
         torch.manual_seed(0)
