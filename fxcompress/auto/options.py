@@ -14,7 +14,7 @@ from fxcompress.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Options:
-    """How a search runs.
+    """What ``search`` and experiments take besides what they search.
 
     Args:
         folder: where everything goes: study, files of trials, result. A search started again with the same
@@ -33,6 +33,7 @@ class Options:
         direction: ``"maximize"`` or ``"minimize"`` the metric.
         port: serve optuna-dashboard there, on the loopback address, while it runs.
         environment: variables of the worker processes.
+        limits: the budget, see ``limits_of``.
     """
 
     folder: Path = Path("search")

@@ -16,6 +16,7 @@ from fxcompress.auto.limits import COUNTED, Limit, limits_of
 from fxcompress.auto.options import make_options
 from fxcompress.auto.result import SearchResult
 from fxcompress.auto.search_job import TRAINED, SearchJob
+from fxcompress.budget import MOST
 from fxcompress.errors import ConfigError, did_you_mean
 from fxcompress.pruning import PRUNERS
 from fxcompress.quantization import QUANTIZERS
@@ -23,8 +24,6 @@ from fxcompress.quantization import QUANTIZERS
 if TYPE_CHECKING:
     import optuna
 
-MOST_SPARSE = 0.95
-"""The highest sparsity a layer is given."""
 GOALS = (0.35, 0.6)
 """Shares of the MACs to begin with where the budget says nothing of what can be counted."""
 _PARTS = ("inputs", "train", "data", "loss_fn", "layers", "sensitivity", "round_to")
@@ -94,7 +93,7 @@ class Space:
         pruner = _chosen(trial, "pruner", self.pruners)
         quantizer = _chosen(trial, "quantizer", self.quantizers)
         layers = baseline["layers"] if pruner != "none" else []
-        sparsities = {layer: trial.suggest_float(f"sparsity/{layer}", 0.0, MOST_SPARSE) for layer in layers}
+        sparsities = {layer: trial.suggest_float(f"sparsity/{layer}", 0.0, MOST) for layer in layers}
         pruning = [
             {"pruner": ALIASES.get(pruner, pruner), "sparsity": round(s, 4), "op_names": [layer]}
             for layer, s in sparsities.items()

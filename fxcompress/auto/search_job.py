@@ -102,8 +102,7 @@ class SearchJob(Job):
         pruner = next((p for p in named if not _elementwise(p)), None)
         if pruner is None or not self.shares:
             return []
-        dense = capture(self.model(), self.example_inputs())
-        options = {"data": _made(self.data), "loss_fn": resolve(self.loss_fn)}
+        dense, options = capture(self.model(), self.example_inputs()), self._options()
         layers = layers_to_prune(dense, pruner, self.layers)
         file = context.dense / "sensitivity.csv" if self.sensitivity else None
         points = starting_points(dense, self.metric, layers, self.shares, file)
@@ -117,25 +116,29 @@ class SearchJob(Job):
 
     def compress(self, spec: dict[str, Any], context: Context) -> tuple[CompiledModule, list[dict[str, Any]]]:
         """Prune, fine-tune, quantize."""
-        module = capture(self.model(), self.example_inputs())
-        options = {"data": _made(self.data), "loss_fn": resolve(self.loss_fn)}
+        module, options = capture(self.model(), self.example_inputs()), self._options()
         pruning, quantization, steps = spec["pruning"], spec["quantization"], 0
-        if pruning:
-            pruner = pruning[0]["pruner"]
-            if not _elementwise(pruner):
-                pruning = self._within(module, pruning, options)
+        if pruning and _elementwise(pruning[0]["pruner"]):  # the masks have to hold while it trains
             module = compile_model(module, pruning, **options)
-            if not _elementwise(pruner):
-                module = speedup(module, round_to=self.round_to)
-        if pruning or not quantization:
             steps = self._trained(module, steps, context)
-        if pruning and _elementwise(pruning[0]["pruner"]):
             module = speedup(module)
+        elif pruning:
+            pruning = self._within(module, pruning, options)
+            module = speedup(compile_model(module, pruning, **options), round_to=self.round_to)
+            steps = self._trained(module, steps, context)
         if quantization:
             module = compile_model(module, quantization, **options)
             if quantization[0]["quantizer"] in TRAINED:
                 self._trained(module, steps, context)
         return module.eval(), [*pruning, *quantization]
+
+    def _options(self) -> dict[str, Any]:
+        """What criteria that measure are given."""
+        data = _made(self.data)
+        return {
+            "data": list(data) if isinstance(data, Iterator) else data,
+            "loss_fn": resolve(self.loss_fn),
+        }
 
     def _trained(self, module: CompiledModule, steps: int, context: Context) -> int:
         """Train in place; returns the number of steps told so far."""

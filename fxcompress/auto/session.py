@@ -54,9 +54,9 @@ class Session:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.number in self._running:
-                self._interrupt(trial)
+        for row in self._running_rows():
+            if row.number in self._running:
+                self._settle(row)
         self._beats = -1
         self._write()
 
@@ -86,36 +86,36 @@ class Session:
 
     def others_run(self) -> bool:
         """Whether trials of other processes are running."""
-        running = import_optuna().trial.TrialState.RUNNING
-        rows = self.study.get_trials(deepcopy=False, states=(running,))
-        return any(row.number not in self._running for row in rows)
+        return any(row.number not in self._running for row in self._running_rows())
 
     def recover(self) -> None:
         """Tell the study what became of lost trials."""
-        optuna = import_optuna()
         attributes = self.study.user_attrs
-        for row in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            if row.number in self._running or not self._gone(row.user_attrs.get("session"), row, attributes):
-                continue
-            result = Path(row.user_attrs.get("folder", "")) / RESULT
-            if "folder" in row.user_attrs and result.is_file():
-                trial = optuna.Trial(self.study, row._trial_id)
-                with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                    self._tell(trial, json.loads(result.read_text(encoding="utf-8")))
-            else:
-                self._interrupt(row)
+        for row in self._running_rows():
+            if row.number not in self._running and self._gone(row, attributes):
+                self._settle(row)
 
-    def _interrupt(self, row: optuna.trial.FrozenTrial) -> None:
+    def _settle(self, row: optuna.trial.FrozenTrial) -> None:
+        """Tell what a trial left on disk, or that it was interrupted."""
         optuna = import_optuna()
-        with contextlib.suppress(ValueError, RuntimeError, optuna.exceptions.OptunaError):
-            trial = optuna.Trial(self.study, row._trial_id)
+        trial = optuna.Trial(self.study, row._trial_id)
+        result = Path(row.user_attrs.get("folder", os.devnull)) / RESULT
+        with contextlib.suppress(ValueError, RuntimeError):  # where another process was faster
+            if result.is_file():
+                self._tell(trial, json.loads(result.read_text(encoding="utf-8")))
+                return
             trial.set_user_attr("interrupted", True)
             trial.set_user_attr("error", "interrupted: the process that ran it ended")
-            self.study.tell(row.number, state=optuna.trial.TrialState.FAIL)
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self.study.enqueue_trial(row.params, user_attrs={"retry_of": row.number})
 
-    def _gone(self, session: str | None, row: optuna.trial.FrozenTrial, attributes: dict[str, Any]) -> bool:
-        """Whether the process of that session is."""
+    def _running_rows(self) -> list[optuna.trial.FrozenTrial]:
+        running = import_optuna().trial.TrialState.RUNNING
+        return list(self.study.get_trials(deepcopy=False, states=(running,)))
+
+    def _gone(self, row: optuna.trial.FrozenTrial, attributes: dict[str, Any]) -> bool:
+        """Whether the process that started a trial is."""
+        session = row.user_attrs.get("session")
         told = attributes.get(f"{_KEY}{session}")
         if told is not None and told["beat"] < 0:
             return True

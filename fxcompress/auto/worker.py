@@ -153,9 +153,11 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, self._payload, self._environment, self._threads), daemon=True,
+            target=_serve,
+            args=(other, self._payload, self._environment, self._threads),
             name=f"{PREFIX}{secrets.token_hex(2)}",
-        )  # fmt: skip
+            daemon=False,  # a daemon may have no children, and data loaders do
+        )
         self._process.start()
         other.close()
 

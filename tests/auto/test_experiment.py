@@ -111,6 +111,7 @@ def test_several_objectives_leave_a_front(tmp_path: Path) -> None:
     assert kept == set(sizes)
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_fails_on_the_dense_model_stops_the_search(tmp_path: Path) -> None:
     with pytest.raises(
         FxcompressError, match=r"the dense model: TypeError: .*nothing can be searched before"

@@ -108,6 +108,15 @@ def test_a_trial_that_runs_at_the_end_is_queued_again(study: Study) -> None:
     assert counted(study) == []
 
 
+def test_a_trial_that_has_just_ended_is_told_at_the_end(study: Study, tmp_path: Path) -> None:
+    with make(study) as session:
+        trial = session.start()
+        assert trial is not None
+        trial.set_user_attr("folder", str(tmp_path))
+        write_json(tmp_path / RESULT, {"metric": 0.75})
+    assert states(study) == ["COMPLETE"]
+
+
 def test_no_more_trials_than_asked_for(study: Study) -> None:
     with make(study, trials=2) as session:
         started = [session.start() for _ in range(3)]
