@@ -15,14 +15,15 @@ import fxcompress.kernels  # noqa: F401  registers the operators
 def mean(self: Any, dim: Sequence[int], keepdim: bool = False, dtype: int | None = None) -> Any:
     """The mean over the positions of images as GlobalAveragePool, any other as ReduceMean.
 
-    onnxruntime fuses the former with the quantizers around it, the latter not.
+    onnxruntime fuses the former with the quantizers around it, the latter not; it has the former for float32.
     """
+    from onnxscript import ir
     from onnxscript import opset18 as op
 
     rank = len(self.shape)
     positions = list(range(2, rank))
     axes: Any = op.Constant(value_ints=positions)
-    if rank > 2 and sorted(d % rank for d in dim) == positions:
+    if rank > 2 and sorted(d % rank for d in dim) == positions and self.dtype == ir.DataType.FLOAT:
         pooled = op.GlobalAveragePool(self)
         result = pooled if keepdim else op.Squeeze(pooled, axes)
     else:

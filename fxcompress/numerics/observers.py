@@ -18,6 +18,7 @@ checkpoint holds it), empty tensors before anything was seen.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,12 +35,20 @@ State = Mapping[str, Tensor]
 
 def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """Smallest and largest finite value of ``x``, or of each slice along ``axis``, in float32."""
-    if axis is None:
-        low, high = torch.aminmax(x)
-    else:
-        low, high = torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
-    if not bool((low.isfinite() & high.isfinite()).all()):  # the −inf of an attention mask is no range
-        return extremes(x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), axis)
+    if torch.compiler.is_compiling():  # a look at the values would interrupt it
+        return _ends(_finite(x), axis)
+    low, high = _ends(x, axis)
+    if not math.isfinite((low - high).sum().item()):  # the −inf of an attention mask is no range
+        low, high = _ends(_finite(x), axis)
+    return low, high
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _ends(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    low, high = torch.aminmax(x) if axis is None else torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
     return low.float(), high.float()
 
 

@@ -59,7 +59,14 @@ def has_reference(node: Node, inputs: Inputs) -> bool:
     """Whether the interpreter computes ``node`` itself. Resize takes no means only on 8 bits."""
     if node.op in KERNELS or node.op in QUANTIZERS:
         return True
+    if node.op == "MaxPool":
+        return _pools_maxima(node)
     return node.op in MOVERS and (node.op != "Resize" or present(inputs, 0).dtype in _BYTES)
+
+
+def _pools_maxima(node: Node) -> bool:
+    """Whether it is a MaxPool that does not tell where the maxima were."""
+    return node.op == "MaxPool" and sum(map(bool, node.outputs)) == 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Interpreter:
         if node.op in KERNELS or node.op in QUANTIZERS:
             kernel = KERNELS.get(node.op) or QUANTIZERS[node.op]
             return {names[0]: kernel(node, inputs)}
-        if node.op == "MaxPool" and len(names) == 1 and present(inputs, 0).dtype in _BYTES:
+        if _pools_maxima(node):
             return {names[0]: pooling.max_pool(node, inputs)}
         if has_reference(node, inputs):
             return dict(zip(names, movement.moved(node, inputs, self.graph.opsets[""]), strict=True))

@@ -36,6 +36,8 @@ def dequantize_linear(node: Node, inputs: Inputs) -> Array:
 
 def moved(node: Node, inputs: Inputs, opset: int) -> tuple[Array, ...]:
     """The outputs of a standard operator that moves numbers, by the reference implementation of ONNX."""
+    if node.op == "GatherElements":
+        return (_gathered(node, present(inputs, 0), present(inputs, 1)),)
     named = {name: value for name, value in zip(node.inputs, inputs, strict=True) if value is not None}
     opsets = [helper.make_opsetid("", opset)]
     known = [
@@ -45,3 +47,10 @@ def moved(node: Node, inputs: Inputs, opset: int) -> tuple[Array, ...]:
     results = [onnx.ValueInfoProto(name=name) for name in node.outputs if name]
     model = helper.make_model(helper.make_graph([node.proto], "node", known, results), opset_imports=opsets)
     return tuple(np.asarray(value) for value in ReferenceEvaluator(model).run(None, named))
+
+
+def _gathered(node: Node, x: Array, index: Array) -> Array:
+    """GatherElements; the reference implementation wants ``index`` as large as ``x`` in other dimensions."""
+    axis = node.attributes.get("axis", 0) % x.ndim
+    part = tuple(slice(None) if d == axis else slice(size) for d, size in enumerate(index.shape))
+    return np.take_along_axis(x[part], index % x.shape[axis], axis)

@@ -3,7 +3,7 @@
 QLinearGlobalAveragePool   y = requantize(Σ (x − z_x), s_x / (s_y · n))
 QLinearAveragePool         the same where one window is the whole image; else in float32:
                            y = clamp(rne(f32(Σ s_x (x − z_x) / n) / s_y + z_y)), summed place by place
-MaxPool                    the largest integer
+MaxPool                    the largest number
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def average_pool(node: Node, inputs: Inputs) -> Array:
 
 
 def max_pool(node: Node, inputs: Inputs) -> Array:
-    """Padding never wins: it is the smallest integer."""
+    """Padding never wins: it is the smallest number."""
     x = present(inputs, 0)
     windows = Windows.of(node, x.shape[2:], node.attributes["kernel_shape"])
-    lowest = np.iinfo(x.dtype).min
+    lowest = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
     padded = np.pad(x, [(0, 0), (0, 0), *windows.pads], constant_values=lowest)
     largest: Array = np.maximum.reduce(list(windows.taps(padded)))
     return largest
