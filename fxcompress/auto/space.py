@@ -124,7 +124,8 @@ def checked(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for path, value in _ranges(entry, ""):
             _check_range(f"{where}: {path}", value)
         try:
-            parse(_sampled(_Lowest(), "", config_list))
+            for place in (0, -1):
+                parse(_sampled(_Edge(place), "", config_list))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     return entries
@@ -213,20 +214,23 @@ def _check_range(where: str, given: dict[str, Any]) -> None:
         )
 
 
-class _Lowest:
-    """Draws the first of everything."""
+class _Edge:
+    """Draws the first or the last of everything."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """The first."""
-        return choices[0]
+        """The first or the last."""
+        return choices[self.place]
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """The lowest."""
-        return low
+        """The lowest or the highest."""
+        return (low, high)[self.place]
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """The lowest."""
-        return low
+        """The lowest or the highest."""
+        return (low, high)[self.place]
 
 
 def _unflattened(entry: Any) -> Any:

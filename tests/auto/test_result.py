@@ -14,6 +14,8 @@ from fxcompress.auto.limits import COSTS, limits_of
 from fxcompress.auto.options import Options
 from fxcompress.auto.page import page
 from fxcompress.auto.result import Row, SearchResult, _front
+from fxcompress.auto.study import import_optuna
+from fxcompress.auto.table import Show
 from fxcompress.errors import FxcompressError
 
 DENSE = {"metric": 0.95, "measured": dict.fromkeys(COSTS, 100.0), "shares": dict.fromkeys(COSTS, 1.0)}
@@ -89,6 +91,24 @@ def test_files_and_figures(tmp_path: Path) -> None:
     assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
+
+
+def test_a_terminal_gets_a_table_and_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    study = import_optuna().create_study(direction="maximize")
+    with Show(Options(trials=2), study) as show:
+        trial = study.ask()
+        trial.set_user_attr("metric", 0.875)
+        trial.set_user_attr("shares", {"macs": 0.25})
+        study.tell(trial, 0.875)
+        show.update()
+    told = capsys.readouterr().err
+    assert "0.8750" in told
+    assert "25.0%" in told
+    assert "1/2" in told
 
 
 def test_a_model_of_another_machine_is_named(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def sparsity(kind: str, *value: Any) -> list[dict[str, Any]]:
         ("qat", [{"quant_bits": range_of("randint", 1, 8.5)}], r"expected whole numbers for randint"),
         ("qat", [{"quant_bits": range_of("choice")}], r"expected a list of options for choice, got \[\]"),
         ("level", [{"sparsty": 0.5}], r"pruner 'level': config_list\[0\]: sparsty: unknown key"),
-        ("level", sparsity("uniform", 5, 50), r"config_list\[0\]: sparsity: expected a number in"),
+        ("level", sparsity("uniform", 0.5, 50), r"config_list\[0\]: sparsity: expected a number in"),
     ],
 )  # fmt: skip
 def test_a_malformed_space_says_what_is_wrong(name: str, config_list: Any, message: str) -> None:

@@ -13,7 +13,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.convert import convert
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
-from fxcompress.quantization import PTQ_Quantizer, QAT_Quantizer
+from fxcompress.quantization import DoReFaQuantizer, PTQ_Quantizer, QAT_Quantizer
 from fxcompress.quantization.placement import tensors_of
 from tests.helpers import Function, image, ready, run, targets
 
@@ -109,6 +109,15 @@ def test_quantizers_that_do_not_round_change_nothing() -> None:
     assert torch.equal(run(convert(module), (X,)), run(module, (X,)))
     torch.testing.assert_close(run(module, (X,)), run(model(), (X,)), rtol=1e-5, atol=1e-5)
     assert len(quantizers(expected)) == len(quantizers(module))
+
+
+def test_a_quantizer_without_a_grid_stays_and_rounds_on() -> None:
+    layers = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))).float()
+    entries = [{"quant_bits": 4, "op_names": ["0"]}]
+    module = DoReFaQuantizer(layers, entries, example_inputs=X).compress().eval()
+    twin = convert(module)
+    assert list(quantizers(twin)) == ["0_weight"]
+    assert torch.equal(run(twin, (X,)), run(module, (X,)))
 
 
 def test_a_transposed_convolution_in_groups_keeps_its_bias_in_floats() -> None:
