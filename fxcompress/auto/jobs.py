@@ -15,13 +15,13 @@ from typing import Any
 from torch import nn
 
 from fxcompress.auto import artefact
+from fxcompress.auto.interface import Evaluator
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.export.files import replacing
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule, eval_mode
 
 RESULT = "result.json"
-Evaluator = Callable[[nn.Module], float]
 
 
 class Stopped(Exception):

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from fxcompress.auto.algorithms import algorithm, sparsify, with_regularizer
-from fxcompress.auto.interface import AbstractAutoCompressionModule
-from fxcompress.auto.jobs import Context, Evaluator, Job
+from fxcompress.auto.interface import AbstractAutoCompressionModule, Evaluator
+from fxcompress.auto.jobs import Context, Job
 from fxcompress.compiler import speedup
 from fxcompress.errors import ConfigError
 from fxcompress.graph.module import CompiledModule

@@ -25,13 +25,8 @@ from fxcompress.graph.module import CompiledModule
 if TYPE_CHECKING:
     import optuna
 
-STATES = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+"""Optuna's states of trials that have begun."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from fxcompress.auto.algorithms import ALIASES
-from fxcompress.auto.jobs import Context, Evaluator, Job, resolve
+from fxcompress.auto.interface import Evaluator
+from fxcompress.auto.jobs import Context, Job, resolve
 from fxcompress.auto.limits import COUNTED, Limit
 from fxcompress.auto.warm import layers_to_prune, starting_points
 from fxcompress.budget import fit_budget

@@ -88,10 +88,10 @@ def run_search(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(trial_table(result))
     best, folder = result.best, options.out
-    lost = best.metric - result.dense["metric"] if best.metric is not None else 0.0
+    change = best.metric - result.dense["metric"] if best.metric is not None else 0.0
     console.print(
-        f"\nbest: trial {best.number}, metric {best.metric:.4f} ({lost:+.4f}), {best.shares['macs']:.1%} of "
-        f"the MACs, {best.shares['size']:.1%} of the bytes\n{folder / 'best'}: small.pt2, small.onnx, "
+        f"\nbest: trial {best.number}, metric {best.metric:.4f} ({change:+.4f}), "
+        f"{best.shares['macs']:.1%} of the MACs, {best.shares['size']:.1%} of the bytes\n{folder / 'best'}: small.pt2, small.onnx, "
         f"config.json\n{folder}: report.html, trials.csv, trials.json",
         markup=False, soft_wrap=True,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from torch import nn
 
 from fxcompress.auto.artefact import MODULE, ONNX
 from fxcompress.auto.driver import Driver
-from fxcompress.auto.jobs import RESULT, Context, Evaluator, Job, write_json
+from fxcompress.auto.interface import Evaluator
+from fxcompress.auto.jobs import RESULT, Context, Job, write_json
 from fxcompress.auto.limits import COSTS, limits_of
 from fxcompress.auto.options import make_options
 from fxcompress.graph.module import CompiledModule
