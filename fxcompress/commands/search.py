@@ -53,6 +53,7 @@ def add_search(commands: Commands) -> None:
     parser.add_argument(
         "--bits", type=_numbers, default=(8,), metavar="B,B,…", help="bit widths (default: 8)"
     )
+    parser.add_argument("--round-to", type=int, metavar="N", help="keep multiples of N channels")
     parser.add_argument("--budget", type=_limit, action="append", default=[], metavar="COST=LIMIT",
                         help=f"such as macs=0.35 or latency=2ms; costs: {', '.join(COSTS)}")  # fmt: skip
     parser.add_argument("--objective", action="append", default=[], metavar="COST", choices=list(COSTS),
@@ -89,12 +90,14 @@ def run_search(options: argparse.Namespace) -> None:
     console.print(trial_table(result))
     best, folder = result.best, options.out
     change = best.metric - result.dense["metric"] if best.metric is not None else 0.0
+    shares = f"{best.shares['macs']:.1%} of the MACs, {best.shares['size']:.1%} of the bytes"
     console.print(
-        f"\nbest: trial {best.number}, metric {best.metric:.4f} ({change:+.4f}), "
-        f"{best.shares['macs']:.1%} of the MACs, {best.shares['size']:.1%} of the bytes\n{folder / 'best'}: small.pt2, small.onnx, "
-        f"config.json\n{folder}: report.html, trials.csv, trials.json",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"\nbest: trial {best.number}, metric {best.metric:.4f} ({change:+.4f}), {shares}\n"
+        f"{folder / 'best'}: small.pt2, small.onnx, config.json\n"
+        f"{folder}: report.html, trials.csv, trials.json",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _of_model(options: argparse.Namespace) -> SearchResult:
@@ -103,10 +106,9 @@ def _of_model(options: argparse.Namespace) -> SearchResult:
     if options.space is not None or options.minimize:
         raise ConfigError("--space and --minimize are for classes (AbstractAutoCompressionModule) only")
     parts = {name: getattr(options, name) for name in (p.replace("-", "_") for p in _PARTS)}
-    return search(
-        options.target, options.evaluator, budget=dict(options.budget), trials=options.trials,
-        algorithms=options.algorithms, bits=options.bits, **parts, **_shared(options),
-    )  # fmt: skip
+    names = ("trials", "algorithms", "bits", "round_to")
+    chosen = {name: getattr(options, name) for name in names} | parts | _shared(options)
+    return search(options.target, options.evaluator, budget=dict(options.budget), **chosen)
 
 
 def _of_class(module: type[AbstractAutoCompressionModule], options: argparse.Namespace) -> SearchResult:
