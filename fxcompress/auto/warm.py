@@ -15,6 +15,8 @@ from fxcompress.sensitivity import SensitivityAnalysis
 
 SPARSITIES = (0.25, 0.5, 0.75)
 """At which the sensitivity analysis looks."""
+LEAST = 0.3
+"""The share of the weights that is asked of it at most: it measures nothing that leaves a quarter or less."""
 
 
 def layers_to_prune(dense: CompiledModule, pruner: str, layers: Sequence[str] | None = None) -> list[str]:
@@ -65,7 +67,7 @@ def starting_points(
     analysis.run()
     for kind, share in shares:
         try:
-            entries = analysis.config_list(parameters=max(share, 1.0 - SPARSITIES[-1] * 0.95))
+            entries = analysis.config_list(parameters=max(share, LEAST))
         except FxcompressError:  # nothing it measured is enough: the even point stands alone
             continue
         points.append((kind, share, {entry["op_names"][0]: entry["sparsity"] for entry in entries}))
