@@ -21,6 +21,7 @@ from fxcompress.commands.export import add_export
 from fxcompress.commands.found import nothing_else_on_stdout, show
 from fxcompress.commands.inspect import add_inspect
 from fxcompress.commands.run import add_run
+from fxcompress.commands.search import add_search
 from fxcompress.commands.sensitivity import add_sensitivity
 from fxcompress.commands.speedup import add_speedup
 from fxcompress.errors import FxcompressError
@@ -37,6 +38,7 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_run,
     add_bench,
     add_sensitivity,
+    add_search,
     add_demo,
 )
 

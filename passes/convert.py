@@ -237,7 +237,7 @@ class _Converter:
 
 
 def _drop_unread(module: CompiledModule) -> None:
-    """Delete the parameters and buffers that nothing reads any more."""
+    """Delete the parameters, buffers and quantizers that nothing reads any more."""
     read: set[str] = set()
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -245,9 +245,16 @@ def _drop_unread(module: CompiledModule) -> None:
         call = call_of(node)
         if call is not None:
             read.update(str(ref) for _, ref in call.refs() if isinstance(ref, Reference))
+    quantizers = module.get_submodule(CONTAINER)._modules
+    for name in list(quantizers):
+        if f"{CONTAINER}.{name}" not in read:
+            del quantizers[name]
     for path, owner in list(module.named_modules()):
+        if path.startswith(f"{CONTAINER}."):  # a quantizer without a grid, which stays as it is
+            continue
         for table in (owner._parameters, owner._buffers):
             for attribute in list(table):
                 if f"{path}.{attribute}".lstrip(".") not in read:
                     table[attribute] = None
-    del module._modules[CONTAINER]
+    if not quantizers:
+        del module._modules[CONTAINER]

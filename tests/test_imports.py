@@ -26,6 +26,7 @@ LAYERS = (
     ("budget", "callbacks", "sensitivity", "sqnr"),
     ("mixed_precision", "partial_quantization"),
     ("demo", "demo_result"),
+    ("auto",),
     ("commands",),
     ("cli",),
     ("__init__", "__main__"),

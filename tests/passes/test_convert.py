@@ -13,7 +13,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph.module import CompiledModule
 from fxcompress.passes.convert import convert
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
-from fxcompress.quantization import PTQ_Quantizer, QAT_Quantizer
+from fxcompress.quantization import DoReFaQuantizer, PTQ_Quantizer, QAT_Quantizer
 from fxcompress.quantization.placement import tensors_of
 from tests.helpers import Function, image, ready, run, targets
 
@@ -111,10 +111,23 @@ def test_quantizers_that_do_not_round_change_nothing() -> None:
     assert len(quantizers(expected)) == len(quantizers(module))
 
 
-def test_a_transposed_convolution_in_groups_keeps_its_bias_in_floats() -> None:
+def test_a_quantizer_without_a_grid_stays_and_rounds_on() -> None:
+    layers = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))).float()
+    entries = [{"quant_bits": 4, "op_names": ["0"]}]
+    module = DoReFaQuantizer(layers, entries, example_inputs=X).compress().eval()
+    twin = convert(module)
+    assert list(quantizers(twin)) == ["0_weight"]
+    assert torch.equal(run(twin, (X,)), run(module, (X,)))
+
+
+def test_a_transposed_convolution_in_groups_has_integers_for_its_bias() -> None:
     model = ready(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2))).float()
     x = image(2, 4, 5, 5).float()
-    module = PTQ_Quantizer(model, [{"quant_bits": 8}], example_inputs=x, data=[x]).compress().eval()
+    config = [{"quant_bits": 8, "quant_types": ["weight", "input"]}]
+    quantizer = PTQ_Quantizer(model, config, example_inputs=x, data=[x])
+    module = quantizer.compress().eval()
     twin = convert(module)
-    assert torch.allclose(run(twin, (x,)), run(module, (x,)), rtol=1e-6, atol=1e-6)
-    assert "0.bias" in twin.state_dict()
+    scales = twin.state_dict()["0_bias_scale"]
+    weight, given = (quantizer.quantizers_of("0")[kind].scale for kind in ("weight", "input"))
+    assert torch.equal(scales, (weight * given).repeat(2))  # the groups share the three scales
+    assert (run(twin, (x,)) - run(module, (x,))).abs().max() <= scales.max() / 2 + 1e-6
