@@ -31,6 +31,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 from fxcompress.errors import SpeedupError
 from fxcompress.graph.cost import (
+    Call,
     Latency,
     MacCount,
     as_call,
@@ -67,12 +68,26 @@ class Change:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One layer's weight (or one free parameter): its shape before and after; ``None`` where it is absent."""
+    """One layer's weight (or one free parameter): its shape before and after; ``None`` where it is absent.
+
+    ``parameters``: elements of all of the layer's own parameters. ``channels``: how many its output has;
+    ``None`` where its class does not say.
+    """
 
     name: str
     type: str
     before: Shape | None
     after: Shape | None
+    parameters: Change = Change(0, 0)
+    channels: Change | None = None
+
+
+class Subjects(NamedTuple):
+    """The modules that a report is about, ``None`` where one is gone, and the call both accept."""
+
+    before: nn.Module | None
+    after: nn.Module | None
+    inputs: Call
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,11 @@ class Report:
     notes: tuple[str, ...]
     latency: tuple[Latency, Latency] | None = None
     _subject: _Subject | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def subjects(self) -> Subjects | None:
+        """The modules compared, as long as they are alive; ``None`` of a report that was made without any."""
+        return self._subject.alive() if self._subject else None
 
     @property
     def macs(self) -> Change | None:
@@ -144,6 +164,8 @@ class Report:
                 "type": layer.type,
                 "before": _as_list(layer.before),
                 "after": _as_list(layer.after),
+                "channels": layer.channels and _change_dict(layer.channels),
+                "parameters": _change_dict(layer.parameters),
                 "macs": _change_dict(macs[layer.name]) if layer.name in macs else None,
             }
             for layer in self.layers
@@ -220,6 +242,10 @@ class _Subject:
         self._weightless = (_Weightless(before), _Weightless(after))
         self._macs: tuple[MacCount, MacCount] | None = None
         self._counted = False
+
+    def alive(self) -> Subjects:
+        before, after = (reference() for reference in self._alive)
+        return Subjects(before, after, self._inputs)
 
     def macs(self) -> tuple[MacCount, MacCount] | None:
         if not self._counted:
@@ -349,25 +375,51 @@ class _Weightless:
 
 def _layer_changes(before: nn.Module, after: nn.Module) -> Iterator[LayerChange]:
     """One row per layer with a ``weight`` and per parameter that is read without a layer."""
-    old, new = _weights(before), _weights(after)
+    old, new = _rows(before), _rows(after)
     for name in dict.fromkeys([*old, *new]):
-        kinds = [weights[name][0] for weights in (old, new) if name in weights]
-        shapes = [weights[name][1] if name in weights else None for weights in (old, new)]
-        yield LayerChange(name, kinds[-1], *shapes)
+        first, last = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        widths = first.channels, last.channels
+        channels = None if widths[0] is None or widths[1] is None else Change(widths[0], widths[1])
+        parameters = Change(first.parameters, last.parameters)
+        yield LayerChange(name, last.type or first.type, first.shape, last.shape, parameters, channels)
 
 
-def _weights(module: nn.Module) -> dict[str, tuple[str, Shape]]:
-    rows: dict[str, tuple[str, Shape]] = {}
+class _Row(NamedTuple):
+    """One side of a ``LayerChange``."""
+
+    type: str
+    shape: Shape | None
+    parameters: int
+    channels: int | None
+
+
+_ABSENT = _Row("", None, 0, 0)
+
+
+def _rows(module: nn.Module) -> dict[str, _Row]:
+    rows: dict[str, _Row] = {}
     for prefix, owner in module.named_modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
+        own = {name: parameter for name, parameter in owner._parameters.items() if parameter is not None}
+        for name, parameter in own.items():
             shape = tuple(parameter.shape)
             if name == "weight" and prefix:
-                rows[prefix] = (owner._get_name(), shape)
+                count = sum(other.numel() for other in own.values())
+                rows[prefix] = _Row(owner._get_name(), shape, count, _channels(owner, shape))
             elif "weight" not in owner._parameters:
-                rows[f"{prefix}.{name}".removeprefix(".")] = ("Parameter", shape)
+                rows[f"{prefix}.{name}".removeprefix(".")] = _Row("Parameter", shape, parameter.numel(), None)
     return rows
+
+
+_CHANNELS = ("out_channels", "out_features", "embedding_dim", "nf")
+"""Attributes that say how many channels a layer's output has."""
+
+
+def _channels(layer: nn.Module, weight: Shape) -> int | None:
+    """By the layer's attributes; a weight of one dimension scales channels."""
+    if len(weight) == 1:
+        return weight[0]
+    found = (getattr(layer, name, None) for name in _CHANNELS)
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def _change_dict(change: Change) -> dict[str, float]:

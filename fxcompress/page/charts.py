@@ -1,0 +1,93 @@
+"""The charts of the page: bars before and after, curves, and bars of decibels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fxcompress.page import svg
+from fxcompress.page.data import NoiseRow
+from fxcompress.page.text import Pair, amount, arrow, decibels, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = 20
+"""Characters of a name beside a bar; the tables have the whole one."""
+NOISE_ROWS = 30
+
+
+def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
+    """Two amounts per name, the later one in front of the earlier one."""
+    figure, axes = _rows(list(pairs), title)
+    places = range(len(pairs))
+    old, new = [pair.before for pair in pairs.values()], [pair.after for pair in pairs.values()]
+    axes.barh(places, old, height=0.8, color=svg.BEFORE, label="before")
+    axes.barh(places, new, height=0.8, color=svg.AFTER, label="after")
+    end = max([*old, *new, 1e-12])
+    for place, pair in enumerate(pairs.values()):
+        start = max(pair.before, pair.after) + 0.02 * end
+        axes.text(start, place, arrow(pair, unit), va="center", color=svg.MUTED, size=6.5)
+    axes.set_xlim(0, 1.45 * end)
+    axes.xaxis.set_major_formatter(lambda value, _: amount(value, unit))
+    axes.xaxis.get_major_locator().set_params(nbins=4)
+    return figure
+
+
+def noise(rows: Sequence[NoiseRow]) -> Figure:
+    """The layers that rounding hurts most, in decibels: at their own output, and at the model's."""
+    worst = sorted(rows, key=_cost)[:NOISE_ROWS]
+    figure, axes = _rows([row.layer for row in worst], "signal to quantization noise, dB")
+    kinds = [("at the layer's output", svg.BEFORE, [row.local for row in worst])]
+    if all(row.end_to_end is not None for row in worst):
+        ends = [row.end_to_end or 0.0 for row in worst]
+        kinds.append(("at the model's output", svg.AFTER, ends))
+    height = 0.8 / len(kinds)
+    for number, (label, color, values) in enumerate(kinds):
+        places = [i + (number - (len(kinds) - 1) / 2) * height for i in range(len(worst))]
+        axes.barh(places, [v if math.isfinite(v) else 0.0 for v in values], height, color=color, label=label)
+        for place, value in zip(places, values, strict=True):
+            start = value if math.isfinite(value) else 0.0
+            axes.text(start + 0.5, place, decibels(value), va="center", color=svg.MUTED, size=5.5)
+    axes.margins(x=0.12)
+    figure.legend(loc="outside lower left", ncols=2)
+    return figure
+
+
+def curves(results: Mapping[str, Mapping[float, float]]) -> Figure:
+    """Metric over sparsity, one line per layer; colored are those whose metric falls lowest."""
+    figure = svg.figure(3.4)
+    axes = figure.axes[0]
+    axes.set_title("metric over the sparsity of one layer")
+    lowest = sorted(results, key=lambda layer: min(results[layer].values(), default=math.inf))
+    for layer in reversed(lowest):
+        number = lowest.index(layer)
+        x, y = list(results[layer]), list(results[layer].values())
+        if number < len(svg.SERIES):
+            name = shortened(layer, 2 * NAME)
+            axes.plot(x, y, color=svg.SERIES[number], marker="o", markersize=2.5, label=name, zorder=3)
+        else:
+            axes.plot(x, y, color=svg.LINE, linewidth=0.8)
+    axes.set_xlabel("sparsity")
+    handles, labels = axes.get_legend_handles_labels()
+    ncols = 2 if max(map(len, labels), default=0) < 24 else 1
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=ncols)
+    return figure
+
+
+def _cost(row: NoiseRow) -> float:
+    return row.local if row.end_to_end is None else row.end_to_end
+
+
+def _rows(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
+    """A chart with one row per name, the first one on top."""
+    figure = svg.figure(0.8 + 0.155 * max(3, len(names)))
+    axes = figure.axes[0]
+    axes.set_title(title)
+    axes.set_yticks(range(len(names)), [shortened(name, NAME) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    return figure, axes

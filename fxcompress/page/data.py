@@ -1,0 +1,186 @@
+"""What the report page shows, as plain figures: the page draws it, ``to_json`` gives it to programs.
+
+Amounts are numbers of elements, multiply-accumulates per example, bytes and seconds, never texts. ``None``
+stands for what is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fxcompress.report import Change, Kept, Shape
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Total:
+    """One row of the before/after table. ``unit``: ``""``, ``"bytes"``, ``"s"``, or ``"metric"`` for a figure
+    whose difference matters, not its share."""
+
+    name: str
+    before: Number | None
+    after: Number | None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """An amount before and after."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with a weight (or one free parameter). ``latency``: median seconds."""
+
+    name: str
+    type: str
+    before: Shape | None
+    after: Shape | None
+    parameters: Change
+    channels: Change | None = None
+    macs: Change | None = None
+    latency: Amounts | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes channels, as convolutions do; norms scale and shift them."""
+        return sum(size > 1 for size in self.before or self.after or ()) > 1
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """``kind``: ``input``, ``output``, ``layer``, ``join`` (an operator of several values), or ``block``
+    (``layers`` of them, drawn as one). ``channels`` of a layer; ``parameters`` of layers and blocks."""
+
+    name: str
+    kind: str
+    type: str = ""
+    layers: int = 0
+    channels: Change | None = None
+    parameters: Change | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Which layer reads which: ``edges`` are pairs of positions in ``nodes``, the first below the second."""
+
+    nodes: tuple[GraphNode, ...]
+    edges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """The signal to quantization noise ratios of one layer in decibels, infinite without noise."""
+
+    layer: str
+    op: str
+    tensors: Mapping[str, float]
+    local: float
+    accumulated: float
+    end_to_end: float | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """``total``: at the output of the model, everything rounded."""
+
+    rows: tuple[NoiseRow, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """An operator that onnxruntime runs in float, why, and what to do."""
+
+    layer: str
+    op: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """onnxruntime's integer kernels against exact integer arithmetic."""
+
+    kernels: int
+    values: int
+    mismatches: int
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """The file that was exported. ``kernels``: integer kernel → how many; ``None`` of a float file."""
+
+    file: str
+    opset: int
+    bytes: int | None
+    max_relative_difference: float | None
+    batches: tuple[int, ...]
+    kernels: Mapping[str, int] | None
+    floats: tuple[FloatOperator, ...]
+    parity: Parity | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that the page does not have, and how to get it."""
+
+    part: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class PageData:
+    """Everything on the page. ``other_latency``: of the operators without weights together."""
+
+    model: str
+    totals: tuple[Total, ...]
+    layers: tuple[Layer, ...]
+    other_latency: Amounts | None
+    kept: tuple[Kept, ...]
+    notes: tuple[str, ...]
+    graph: Graph | None
+    sensitivity: Mapping[str, Mapping[float, float]] | None
+    noise: Noise | None
+    onnx: Onnx | None
+    missing: tuple[Missing, ...]
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return the data as JSON text; infinite figures are the string ``"inf"``."""
+        return json.dumps(_plain(self), indent=indent, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> PageData:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            pydantic.ValidationError: naming each field that is not as it should be.
+        """
+        return _ADAPTER.validate_json(text)
+
+
+_ADAPTER = TypeAdapter(PageData)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in dicts, lists, strings and finite numbers."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Kept):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
