@@ -16,6 +16,7 @@ from fxcompress.export.onnx import export_onnx
 from fxcompress.export.seeds import export_model
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import CompiledModule
+from fxcompress.page import write_report
 
 __version__ = "0.1.0"
 
@@ -38,4 +39,5 @@ __all__ = [
     "save",
     "save_masks",
     "speedup",
+    "write_report",
 ]

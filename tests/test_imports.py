@@ -24,6 +24,7 @@ LAYERS = (
     ("export", "report", "runtime"),
     ("compiler",),
     ("budget", "callbacks", "sensitivity"),
+    ("page",),
     ("demo", "demo_result"),
     ("cli",),
     ("__init__", "__main__"),

@@ -1,6 +1,6 @@
 """Where the time of a forward pass goes: seconds per layer, two modules against each other.
 
-    seconds of a layer in a round  =  Σ over the graph nodes that apply its weight of the node's wall-clock time
+    seconds of a layer in a round  =  Σ wall-clock time of the graph nodes that apply its weight
 
 The graphs run node by node, in eager mode: what lies between two kernels (Python, allocation) counts as well,
 so the sum is above the latency of the whole module. What applies no weight is booked under the node's name,

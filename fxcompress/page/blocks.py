@@ -1,12 +1,12 @@
 """Many layers as few blocks: consecutive ones under the same module, or else runs of equal length.
 
-    layer1.0.conv1, layer1.0.conv2, layer1.1.conv1  →  layer1.0, layer1.1
+layer1.0.conv1, layer1.0.conv2, layer1.1.conv1  →  layer1.0, layer1.1
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 Place = tuple[str, ...]
 """Where something stands in the module hierarchy: ``("layer1", "0", "conv1")``."""
@@ -25,7 +25,7 @@ def blocks(places: Sequence[Place], limit: int) -> list[tuple[str, list[int]]]:
         runs = [list(run) for _, run in groupby(range(len(places)), key=lambda i: _key(places[i], i, depth))]
     if len(runs) > limit:
         size = -(-len(runs) // limit)
-        runs = [sum(runs[start : start + size], []) for start in range(0, len(runs), size)]
+        runs = [list(chain(*runs[start : start + size])) for start in range(0, len(runs), size)]
     return [(_name([places[i] for i in run], depth), run) for run in runs]
 
 

@@ -19,6 +19,7 @@ NAME = 20
 NOISE_ROWS = 30
 
 
+@svg.style()
 def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
     """Two amounts per name, the later one in front of the earlier one."""
     figure, axes = _rows(list(pairs), title)
@@ -29,13 +30,14 @@ def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
     end = max([*old, *new, 1e-12])
     for place, pair in enumerate(pairs.values()):
         start = max(pair.before, pair.after) + 0.02 * end
-        axes.text(start, place, arrow(pair, unit), va="center", color=svg.MUTED, size=6.5)
+        axes.text(start, place, arrow(pair, unit), va="center", color=svg.MUTED, size=7)
     axes.set_xlim(0, 1.45 * end)
     axes.xaxis.set_major_formatter(lambda value, _: amount(value, unit))
-    axes.xaxis.get_major_locator().set_params(nbins=4)
+    axes.locator_params(axis="x", nbins=4)
     return figure
 
 
+@svg.style()
 def noise(rows: Sequence[NoiseRow]) -> Figure:
     """The layers that rounding hurts most, in decibels: at their own output, and at the model's."""
     worst = sorted(rows, key=_cost)[:NOISE_ROWS]
@@ -56,24 +58,23 @@ def noise(rows: Sequence[NoiseRow]) -> Figure:
     return figure
 
 
+@svg.style()
 def curves(results: Mapping[str, Mapping[float, float]]) -> Figure:
     """Metric over sparsity, one line per layer; colored are those whose metric falls lowest."""
-    figure = svg.figure(3.4)
-    axes = figure.axes[0]
-    axes.set_title("metric over the sparsity of one layer")
+    figure, axes = svg.figure(3.4)
+    _title(axes, "metric over the sparsity of one layer")
     lowest = sorted(results, key=lambda layer: min(results[layer].values(), default=math.inf))
     for layer in reversed(lowest):
         number = lowest.index(layer)
         x, y = list(results[layer]), list(results[layer].values())
         if number < len(svg.SERIES):
-            name = shortened(layer, 2 * NAME)
-            axes.plot(x, y, color=svg.SERIES[number], marker="o", markersize=2.5, label=name, zorder=3)
+            label = shortened(layer, NAME)
+            axes.plot(x, y, color=svg.SERIES[number], marker="o", markersize=2.5, label=label, zorder=3)
         else:
             axes.plot(x, y, color=svg.LINE, linewidth=0.8)
     axes.set_xlabel("sparsity")
     handles, labels = axes.get_legend_handles_labels()
-    ncols = 2 if max(map(len, labels), default=0) < 24 else 1
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=ncols)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=2)
     return figure
 
 
@@ -83,11 +84,14 @@ def _cost(row: NoiseRow) -> float:
 
 def _rows(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """A chart with one row per name, the first one on top."""
-    figure = svg.figure(0.8 + 0.155 * max(3, len(names)))
-    axes = figure.axes[0]
-    axes.set_title(title)
+    figure, axes = svg.figure(0.8 + 0.155 * max(3, len(names)))
+    _title(axes, title)
     axes.set_yticks(range(len(names)), [shortened(name, NAME) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     return figure, axes
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", weight="bold", size=9)

@@ -1,4 +1,4 @@
-"""What there is to say about a compression, gathered into ``PageData``; what is missing, with the way to it."""
+"""What there is to say about a compression, gathered into ``PageData``, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def _layers(report: Report, seconds: Mapping[str, data.Amounts]) -> Iterator[dat
         )
 
 
-def _curves(given: Curves | Mapping[str, Mapping[float, float]] | None) -> dict[str, dict[float, float]] | None:
+def _curves(
+    given: Curves | Mapping[str, Mapping[float, float]] | None,
+) -> dict[str, dict[float, float]] | None:
     if given is None:
         return None
     results: Any = given if isinstance(given, Mapping) else given.results
@@ -179,7 +181,7 @@ def _onnx(report: OnnxReport) -> data.Onnx:
         batches=report.batches,
         kernels=kernels,
         floats=floats,
-        parity=parity and data.Parity(len(parity.nodes), parity.elements, parity.mismatches),
+        parity=data.Parity(len(parity.nodes), parity.elements, parity.mismatches) if parity else None,
         notes=report.notes,
     )
 

@@ -167,10 +167,7 @@ class PageData:
         Raises:
             pydantic.ValidationError: naming each field that is not as it should be.
         """
-        return _ADAPTER.validate_json(text)
-
-
-_ADAPTER = TypeAdapter(PageData)
+        return TypeAdapter(PageData).validate_json(text)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 from fxcompress.page.data import Graph, GraphNode
@@ -10,9 +11,9 @@ from fxcompress.page.svg import serialized
 from fxcompress.page.text import arrow, shortened
 from fxcompress.report import Change
 
-BOX, HEIGHT, PITCH = 196.0, 42.0, 64.0
+BOX, HEIGHT, PITCH = 164.0, 42.0, 64.0
 LANE, GAP, MARGIN = 6.0, 12.0, 4.0
-_NAME, _DETAIL = 28, 34
+_NAME, _DETAIL = 22, 28
 """Characters that fit into a box."""
 
 
@@ -39,7 +40,7 @@ def _path(edge: tuple[int, int], layout: Layout) -> str:
         points += [(x, step * PITCH), (x, step * PITCH + HEIGHT)]
     points.append((layout.x[b], layout.ranks[b] * PITCH))
     path = [f"M{_at(*points[0])}"]
-    for number, ((x, y), (u, v)) in enumerate(zip(points, points[1:], strict=False)):
+    for number, ((x, y), (u, v)) in enumerate(pairwise(points)):
         if number % 2:  # inside a lane
             path.append(f"L{_at(u, v)}")
         else:
@@ -57,29 +58,27 @@ def _box(node: GraphNode, left: float, top: float) -> ET.Element:
     gone = share is not None and share.before > 0 and share.after == 0
     group = ET.Element("g", {"class": f"node {node.kind}" + (" gone" if gone else "")})
     group.set("transform", f"translate({left:.1f},{top:.1f})")
-    ET.SubElement(group, "title").text = "\n".join(filter(None, [node.name, _detail(node)]))
+    told = f"{node.layers} layers" if node.kind == "block" else ""
+    ET.SubElement(group, "title").text = "\n".join(filter(None, [node.name, told, _detail(node, 1000)]))
     small = node.kind in ("input", "output", "join")
-    inset = 40.0 if small else 0.0
+    inset = 30.0 if small else 0.0
     shape = {"x": f"{inset:g}", "width": f"{BOX - 2 * inset:g}", "height": f"{HEIGHT:g}"}
     ET.SubElement(group, "rect", {**shape, "rx": "20" if small else "5"})
     if small:
         _text(group, BOX / 2, HEIGHT / 2 + 4, shortened(node.name, 16), "name middle")
         return group
-    _text(group, 8, 16, shortened(node.name, _NAME), "name")
-    _text(group, 8, 30, shortened(_detail(node), _DETAIL), "detail")
+    _text(group, 8, 16, shortened(node.name, _NAME), "name", _NAME)
+    _text(group, 8, 30, _detail(node, _DETAIL), "detail", _DETAIL)
     if share is not None and share.before:
         _bar(group, share)
     return group
 
 
-def _detail(node: GraphNode) -> str:
-    if node.kind == "layer":
-        told = "removed" if node.parameters and not node.parameters.after else arrow(node.channels)
-        return f"{node.type} {told}".strip()
-    if node.kind == "block":
-        parts = [node.type, f"{node.layers} layers", arrow(node.parameters)]
-        return " · ".join(filter(None, parts))
-    return ""
+def _detail(node: GraphNode, length: int) -> str:
+    """The class, as much of it as there is room for, and widths (of a layer) or parameters (of a block)."""
+    sizes = node.channels if node.kind == "layer" else node.parameters
+    told = "removed" if node.parameters and not node.parameters.after else arrow(sizes)
+    return f"{shortened(node.type, max(2, length - 1 - len(told)))} {told}".strip()
 
 
 def _bar(group: ET.Element, share: Change) -> None:
@@ -89,5 +88,10 @@ def _bar(group: ET.Element, share: Change) -> None:
         ET.SubElement(group, "rect", {"class": kind, **place})
 
 
-def _text(group: ET.Element, x: float, y: float, text: str, kind: str) -> None:
-    ET.SubElement(group, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": kind}).text = text
+def _text(group: ET.Element, x: float, y: float, text: str, kind: str, room: int = 0) -> None:
+    """A text; one that takes nearly all of its ``room`` is fitted to the box, whatever the reader's font."""
+    made = ET.SubElement(group, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": kind})
+    made.text = text
+    if room and len(text) > 0.85 * room:
+        made.set("textLength", f"{(BOX - 2 * x) * len(text) / room:.0f}")
+        made.set("lengthAdjust", "spacingAndGlyphs")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxcompress import ops
 from fxcompress.graph.calls import base_name
 from fxcompress.graph.cost import layer_of
 from fxcompress.page.blocks import blocks
@@ -25,7 +26,7 @@ _SIZES = ("sym_size", "sym_numel", "sym_stride")
 
 @dataclass(frozen=True)
 class _Step:
-    """A node of the picture: where it stands in the module hierarchy, and the classes of the modules there."""
+    """A node of the picture, its place in the module hierarchy, and the classes of the modules above it."""
 
     node: GraphNode
     place: tuple[str, ...]
@@ -45,13 +46,18 @@ def layer_graph(module: fx.GraphModule, layers: Sequence[Layer], *, limit: int =
     edges: list[tuple[int, int]] = []
     drawn: dict[fx.Node, tuple[int, ...]] = {}  # node → the steps its value comes from
     for node in module.graph.nodes:
+        if node.op == "get_attr" or _is_size(node):
+            drawn[node] = ()
+            continue
         sources = tuple(dict.fromkeys(s for read in node.all_input_nodes for s in drawn[read]))
-        made = None if node.op == "get_attr" or _is_size(node) else _step(node, wide, len(sources))
+        names = [layer_of(node), *_read_weights(node, drawn)]
+        layer = next((wide[name] for name in names if name in wide), None)
+        made = _step(node, layer, len(sources))
         if made is not None:
             edges.extend((source, len(steps)) for source in sources)
             sources = (len(steps),)
             steps.append(made)
-        drawn[node] = () if _is_size(node) else sources
+        drawn[node] = sources
     return _collapsed(steps, edges, limit)
 
 
@@ -60,15 +66,14 @@ def _is_size(node: fx.Node) -> bool:
     return node.op == "call_function" and base_name(node.target).startswith(_SIZES)
 
 
-def _step(node: fx.Node, wide: Mapping[str, Layer], sources: int) -> _Step | None:
+def _step(node: fx.Node, layer: Layer | None, sources: int) -> _Step | None:
     """What ``node`` is in the picture, ``None`` where it lies on an edge."""
     stack = node.meta.get("nn_module_stack") or {}
     classes = {path: str(kind).rpartition(".")[2] for path, kind in stack.values()}
     if node.op in ("placeholder", "output"):
         kind = "input" if node.op == "placeholder" else "output"
         return _Step(GraphNode(str(node.target), kind), (str(node.target),), {})
-    layer = next((wide[name] for name in _weights(node) if name in wide), None)
-    if layer is not None:
+    if layer is not None and (sources or node.op == "call_module" or node.target is ops.call):
         made = GraphNode(layer.name, "layer", layer.type, 1, layer.channels, layer.parameters)
         return _Step(made, tuple(layer.name.split(".")), classes)
     if sources < 2:
@@ -78,13 +83,11 @@ def _step(node: fx.Node, wide: Mapping[str, Layer], sources: int) -> _Step | Non
     return _Step(GraphNode(op, "join"), (*filter(None, scope.split(".")), node.name), classes)
 
 
-def _weights(node: fx.Node) -> Iterator[str]:
-    """The names under which the weight that ``node`` applies may stand in the report."""
-    yield layer_of(node)
-    yield from (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
-    # A masked weight is a product of two attributes.
+def _read_weights(node: fx.Node, drawn: Mapping[fx.Node, tuple[int, ...]]) -> Iterator[str]:
+    """Parameters that ``node`` reads, directly or multiplied by a mask."""
     for source in node.all_input_nodes:
-        yield from (str(read.target) for read in source.all_input_nodes if read.op == "get_attr")
+        if not drawn[source]:
+            yield from (str(n.target) for n in (source, *source.all_input_nodes) if n.op == "get_attr")
 
 
 def _collapsed(steps: Sequence[_Step], edges: Sequence[tuple[int, int]], limit: int) -> Graph:

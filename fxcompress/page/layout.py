@@ -3,17 +3,19 @@
     rank(v) = 1 + max rank of what v reads;  a line over several ranks gets a slot of its own in each of them
 
 The order within a rank is the barycenter of the neighbours', swept down and up; positions are the mean of the
-neighbours', moved apart as little as possible in the least squares sense (Sugiyama, Tagawa, Toda 1981). Lines
-from the same box share their slots, so that a value which many read takes one lane.
+neighbours', moved apart as little as possible in the least squares sense (Sugiyama, Tagawa, Toda 1981). Boxes
+weigh more than lanes, so that a chain is straight and what skips it goes around. Lines from the same box
+share their slots: a value which many read takes one lane.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-SWEEPS = 12
+SWEEPS = 9
 Slot = tuple[int, int]
 """A box (its number, its rank) or a lane (the box it comes from, the rank it passes)."""
 
@@ -46,14 +48,13 @@ def layered(count: int, edges: Sequence[tuple[int, int]], *, box: float, lane: f
     rows: list[list[Slot]] = [[] for _ in range(max(ranks, default=-1) + 1)]
     for slot in sorted(slots):
         rows[slot[1]].append(slot)
-    above: dict[Slot, list[Slot]] = defaultdict(list)
-    below: dict[Slot, list[Slot]] = defaultdict(list)
-    for upper, lower in sorted(links):
-        below[upper].append(lower)
-        above[lower].append(upper)
+    near = _Near.of(links)
+    _order(rows, near)
     widths = {slot: box if ranks[slot[0]] == slot[1] else lane for slot in slots}
-    _order(rows, above, below)
-    x = _positions(rows, above, below, widths, gap)
+    # Boxes follow the boxes they read, whatever lies between; lanes follow their line.
+    boxes = {((a, ranks[a]), (b, ranks[b])) for a, b in edges}
+    follows = _Near.of(boxes | {(u, v) for u, v in links if widths[v] == lane})
+    x = _positions(rows, follows, widths, gap)
     left = min((x[s] - widths[s] / 2 for s in slots), default=0.0)
     right = max((x[s] + widths[s] / 2 for s in slots), default=0.0)
     return Layout(
@@ -62,6 +63,27 @@ def layered(count: int, edges: Sequence[tuple[int, int]], *, box: float, lane: f
         routes={(a, b): tuple(x[a, r] - left for r in range(ranks[a] + 1, ranks[b])) for a, b in edges},
         width=right - left,
     )
+
+
+@dataclass(frozen=True)
+class _Near:
+    """The neighbours of a slot above it and below it."""
+
+    above: Mapping[Slot, list[Slot]]
+    below: Mapping[Slot, list[Slot]]
+
+    @classmethod
+    def of(cls, links: Collection[tuple[Slot, Slot]]) -> _Near:
+        found: tuple[dict[Slot, list[Slot]], ...] = (defaultdict(list), defaultdict(list))
+        for upper, lower in sorted(links):
+            found[0][lower].append(upper)
+            found[1][upper].append(lower)
+        return cls(*found)
+
+    def sweeps(self, rows: list[list[Slot]]) -> Iterator[tuple[Mapping[Slot, list[Slot]], list[list[Slot]]]]:
+        """Down, up, ... and down at last: the neighbours that are already placed, the rows in order."""
+        for sweep in range(SWEEPS):
+            yield (self.below, rows[::-1]) if sweep % 2 else (self.above, rows)
 
 
 def _ranks(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
@@ -77,48 +99,44 @@ def _ranks(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
     return ranks
 
 
-def _order(
-    rows: list[list[Slot]], above: dict[Slot, list[Slot]], below: dict[Slot, list[Slot]]
-) -> None:
+def _order(rows: list[list[Slot]], near: _Near) -> None:
     """Sort every rank by the barycenter of its neighbours above, then below, and again."""
-    for sweep in range(SWEEPS):
-        neighbours, ordered = (above, rows) if sweep % 2 == 0 else (below, rows[::-1])
+    for neighbours, ordered in near.sweeps(rows):
         place: dict[Slot, float] = {}
         for row in ordered:
             now = {slot: float(i) for i, slot in enumerate(row)}
-            wish = {s: _mean([place[n] for n in neighbours[s]], now[s]) for s in row}
+            wish = {s: _mean([place[n] for n in neighbours.get(s, ())], now[s]) for s in row}
             row.sort(key=lambda slot: (wish[slot], now[slot]))
             place.update({slot: float(i) for i, slot in enumerate(row)})
 
 
 def _positions(
-    rows: list[list[Slot]],
-    above: dict[Slot, list[Slot]],
-    below: dict[Slot, list[Slot]],
-    widths: dict[Slot, float],
-    gap: float,
+    rows: list[list[Slot]], near: _Near, widths: Mapping[Slot, float], gap: float
 ) -> dict[Slot, float]:
     x = dict.fromkeys(widths, 0.0)
-    for sweep in range(SWEEPS):
-        for row in rows if sweep % 2 == 0 else reversed(rows):
-            wishes = [_mean([x[n] for n in (*above[s], *below[s])], x[s]) for s in row]
+    for neighbours, ordered in near.sweeps(rows):
+        for row in ordered:
+            wishes = [_mean([x[n] for n in neighbours.get(s, ())], x[s]) for s in row]
             x.update(zip(row, _apart(wishes, [widths[s] for s in row], gap), strict=True))
     return x
 
 
 def _apart(wishes: Sequence[float], widths: Sequence[float], gap: float) -> list[float]:
-    """The positions nearest to ``wishes`` in the same order without overlap: isotonic regression."""
+    """The positions nearest to ``wishes`` in the same order without overlap: isotonic regression, each
+    weighted by the cube of its width.
+    """
     shifts = [0.0]
-    for left, right in zip(widths, widths[1:], strict=False):
+    for left, right in pairwise(widths):
         shifts.append(shifts[-1] + (left + right) / 2 + gap)
-    pools: list[tuple[float, int]] = []
-    for wish, shift in zip(wishes, shifts, strict=False):
-        total, size = wish - shift, 1
-        while pools and pools[-1][0] / pools[-1][1] >= total / size:
-            other, count = pools.pop()
-            total, size = total + other, size + count
-        pools.append((total, size))
-    flat = [total / size for total, size in pools for _ in range(size)]
+    pools: list[tuple[float, float, int]] = []  # weighted mean, weight, how many
+    for wish, shift, width in zip(wishes, shifts, widths, strict=False):
+        mean, weight, count = wish - shift, width**3, 1
+        while pools and pools[-1][0] >= mean:
+            other, heavy, more = pools.pop()
+            mean = (mean * weight + other * heavy) / (weight + heavy)
+            weight, count = weight + heavy, count + more
+        pools.append((mean, weight, count))
+    flat = [mean for mean, _, count in pools for _ in range(count)]
     return [value + shift for value, shift in zip(flat, shifts, strict=False)]
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from fxcompress.errors import FxcompressError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = {
@@ -28,16 +31,13 @@ COLORS = {
 """Color in a figure → color on the page."""
 TEXT, MUTED, LINE, BEFORE, AFTER, *SERIES = COLORS
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fxcompress",
     "font.size": 7.5,
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": LINE,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -55,23 +55,30 @@ _WIDTH = 4.2
 """Inches of a picture: at a phone's width its text is still as large as a caption's."""
 
 
-def figure(height: float) -> Figure:
-    """An empty figure of ``height`` inches, its text ready for names that are not its author's.
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's defaults with the page's look, whatever the user's own settings are. Also a decorator.
 
     Raises:
         FxcompressError: if matplotlib is missing.
     """
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        from matplotlib import style as styles
     except ImportError as error:
         raise FxcompressError("the page needs matplotlib: pip install 'fxcompress[report]'") from error
-    with mpl.rc_context(_STYLE):
-        made = Figure(figsize=(_WIDTH, height), layout="constrained")
-        made.add_subplot()
-    return made
+    with styles.context(["default", _STYLE]):
+        yield
 
 
+def figure(height: float) -> tuple[Figure, Axes]:
+    """An empty figure of ``height`` inches with its axes; to be drawn within ``style``."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return made, made.add_subplot()
+
+
+@style()
 def inline(made: Figure, name: str, label: str) -> str:
     """``made`` as an SVG element.
 
@@ -79,11 +86,8 @@ def inline(made: Figure, name: str, label: str) -> str:
         name: of letters and dashes, unlike that of any other picture on the page.
         label: what the picture shows, for those who cannot see it.
     """
-    import matplotlib as mpl
-
     stream = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        made.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    made.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(stream.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+
 class Pair(Protocol):
     """An amount before and after."""
 
@@ -15,6 +16,8 @@ class Pair(Protocol):
 
 
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PLAIN = 1e4
+"""Smaller numbers have all their digits."""
 
 
 def amount(value: float | None, unit: str = "") -> str:
@@ -27,9 +30,9 @@ def amount(value: float | None, unit: str = "") -> str:
         return f"{value:.4g}"
     suffix = "B" if unit == "bytes" else ""
     for size, letter in _STEPS:
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}{suffix}"
-    return f"{value:g} {suffix}".strip()
+        if abs(value) >= size and abs(value) >= _PLAIN:
+            return f"{float(f'{value / size:.3g}'):g} {letter}{suffix}"
+    return f"{value:,g} {suffix}".strip()
 
 
 def exact(value: float | None, unit: str = "") -> str:
@@ -47,11 +50,14 @@ def change(before: float | None, after: float | None, unit: str = "") -> str:
 
 
 def arrow(pair: Pair | None, unit: str = "") -> str:
-    """``64 → 32``, or the one text where both are equal."""
+    """``64 → 32``, ``1.2 → 0.6 M``, or the one text where both are equal."""
     if pair is None:
         return ""
     old, new = amount(pair.before, unit), amount(pair.after, unit)
-    return old if old == new else f"{old} → {new}"
+    if old == new:
+        return old
+    number, _, suffix = old.partition(" ")
+    return f"{number if suffix and new.endswith(suffix) else old} → {new}"
 
 
 def shape(sizes: Sequence[int] | None) -> str:

@@ -11,8 +11,8 @@ from fxcompress.errors import FxcompressError
 from fxcompress.export.files import replacing
 from fxcompress.graph.module import CompiledModule
 from fxcompress.page import charts
-from fxcompress.page.collect import Curves, Extras, NoiseReport, collect
 from fxcompress.page.blocks import blocks
+from fxcompress.page.collect import Curves, Extras, NoiseReport, collect
 from fxcompress.page.data import Amounts, PageData
 from fxcompress.page.drawing import draw
 from fxcompress.page.html import render, safe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fxcompress.export.onnx import OnnxReport
 
-ROWS = 48
+ROWS = 60
 """Bars of a chart; more layers are added up by block."""
 
 

@@ -1,7 +1,7 @@
 """Headless Chromium: measures a page at some widths, and takes the screenshots of the documentation.
 
-A window is never narrower than 500 pixels, so pages stand in frames of the width in question: to media queries
-and ``100%`` the frame is the window.
+A window is never narrower than 500 pixels, so pages stand in frames of the width in question: to media
+queries and ``100%`` the frame is the window.
 
     python -m tests.page.browser report.html docs/images/report.png     # in the repository's root
 """
@@ -23,9 +23,10 @@ WIDTHS = (1280, 390)
 """Of a desktop's and of a phone's window, in CSS pixels."""
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars"
-).split()
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--hide-scrollbars",
+)
 _MEASURE = """
 addEventListener("load", () => {
   const found = [...document.querySelectorAll("iframe")].map(frame => {
@@ -62,7 +63,9 @@ def measured(page: str, widths: Sequence[int] = WIDTHS, *options: str) -> list[d
     return found
 
 
-def screenshot(page: str, file: Path, widths: Sequence[int] = WIDTHS, height: int = 1500, *options: str) -> None:
+def screenshot(
+    page: str, file: Path, widths: Sequence[int] = WIDTHS, height: int = 1500, *options: str
+) -> None:
     """Write a picture of ``page``, one frame beside the other, to ``file`` (PNG)."""
     size = f"--window-size={sum(widths) + 24 * (len(widths) + 1)},{height + 48}"
     _run(_frames(page, widths, height, ""), f"--screenshot={file.resolve()}", size, *options)
