@@ -85,6 +85,10 @@ def settled(build: Any, seed: int = 0) -> nn.Module:
     """The model with random weights and the BatchNorm statistics that it has on such images."""
     torch.manual_seed(seed)
     model: nn.Module = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # biases, and the head of a ViT: zeros would hide what becomes of them
+                parameter.normal_(0, 0.05)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None  # a plain average

@@ -63,14 +63,7 @@ def fit_budget(
         ConfigError: if not exactly one budget is given, or no entry has a sparsity.
         FxcompressError: if the budget cannot be met; the message says how far it goes.
     """
-    given = {"macs": macs, "parameters": parameters, "latency": latency}
-    budgets = {name: share for name, share in given.items() if share is not None}
-    if len(budgets) != 1 or not all(0 < share < 1 for share in budgets.values()):
-        raise ConfigError(
-            f"fit_budget: expected one of macs, parameters and latency, a number in (0, 1), got {budgets}; "
-            "0.5 leaves half"
-        )
-    ((kind, budget),) = budgets.items()
+    kind, budget = one_budget("fit_budget", macs=macs, parameters=parameters, latency=latency)
     most = max((e[k] for e in config_list for k in SPARSITIES if isinstance(e, dict) and k in e), default=0)
     if not 0 < most < 1:
         raise ConfigError("fit_budget: expected an entry with a sparsity in (0, 1), got none; add one")
@@ -97,6 +90,21 @@ def fit_budget(
         else:
             low = middle
     return _scaled(config_list, high)
+
+
+def one_budget(caller: str, **given: float | None) -> tuple[str, float]:
+    """The one budget that was given: its kind, and the share of the original that may be left.
+
+    Raises:
+        ConfigError: if it is not one, or not a number in (0, 1).
+    """
+    budgets = {name: share for name, share in given.items() if share is not None}
+    if len(budgets) != 1 or not all(0 < share < 1 for share in budgets.values()):
+        *first, last = given
+        kinds = f"one of {', '.join(first)} and {last}" if first else last
+        raise ConfigError(f"{caller}: expected {kinds}, a number in (0, 1), got {budgets}; 0.5 leaves half")
+    ((kind, share),) = budgets.items()
+    return kind, share
 
 
 def _scaled(config_list: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:

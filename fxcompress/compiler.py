@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from fxcompress.config import (
     targets_of_graph,
     targets_of_model,
 )
-from fxcompress.config.settings import PruningSettings, QuantSettings
 from fxcompress.errors import ConfigError, SpeedupError
 from fxcompress.export.masks import check_masks, is_activation, load_masks
 from fxcompress.graph.calls import Reference
@@ -42,6 +40,7 @@ from fxcompress.pruning.masks import mask_buffers, qualified
 from fxcompress.quantization import QUANTIZERS
 from fxcompress.report import make_report
 from fxcompress.rules.axes import Bools
+from fxcompress.training.named import named_algorithms
 
 
 def compile(
@@ -59,7 +58,8 @@ def compile(
         model: any ``nn.Module``. Its class, code and mode are left alone; parameters are shared, so an
             optimizer that holds them trains the compiled model too.
         config_list: entries applied in order, later ones winning key by key, e.g.
-            ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``.
+            ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``. An entry
+            may give options to the algorithm it names: ``{"quantizer": {"name": "ptq", "observer": "mse"}}``.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
             first layers when omitted (``.notes`` says which).
         data: an iterable of batches for algorithms that measure activations or gradients (``"taylor"``,
@@ -88,32 +88,20 @@ def compile(
         "compile() has no training loop, so no schedule: give 'sparsity' alone, or use a pruner that has "
         "one, such as fxcompress.pruning.AGPPruner",
     )
+    data = list(data) if isinstance(data, Iterator) else data  # several algorithms may go through it
+    options: dict[str, Any] = {"data": data, "loss_fn": loss_fn, "dependency_aware": dependency_aware}
+    pruners = named_algorithms(PRUNERS, model, selection, selection.pruning, **options)
+    named_algorithms(QUANTIZERS, model, selection, selection.quantization, data=data)  # checks options
     module = capture(model, example_inputs)
     own_masks(module)
-    by_pruner: dict[str, dict[str, PruningSettings]] = defaultdict(dict)
-    for name, settings in selection.pruning.items():
-        by_pruner[settings.pruner][name] = settings
-    for pruner, chosen in by_pruner.items():
-        algorithm = PRUNERS[pruner](
-            model, selection, dependency_aware=dependency_aware, data=data, loss_fn=loss_fn
-        )
-        algorithm.attach(module, chosen)
+    for pruner, pruned in pruners:
+        pruner.attach(module, pruned)
     if selection.quantization or selection.deferred:
-        _quantize(module, model, config_list, data)
+        selection = select(parse(config_list), targets_of_graph(module), known)
+        chosen = selection.quantization
+        for quantizer, rounded in named_algorithms(QUANTIZERS, model, selection, chosen, data=data):
+            quantizer.attach(module, rounded)
     return module
-
-
-def _quantize(
-    module: CompiledModule, model: nn.Module, config_list: list[dict[str, Any]], data: Iterable[Any] | None
-) -> None:
-    """Insert the fake-quantize nodes that the config list asks for."""
-    known = {**known_pruners(), **known_quantizers()}
-    selection = select(parse(config_list), targets_of_graph(module), known)
-    by_quantizer: dict[str, dict[str, QuantSettings]] = defaultdict(dict)
-    for name, settings in selection.quantization.items():
-        by_quantizer[settings.quantizer][name] = settings
-    for quantizer, chosen in by_quantizer.items():
-        QUANTIZERS[quantizer](model, selection, data=data).attach(module, chosen)
 
 
 def speedup(

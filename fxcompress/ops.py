@@ -1,10 +1,11 @@
 """Runtime functions that appear as ``call_function`` nodes in fxcompress graphs.
 
 They exist where an ATen operator alone cannot say what the model means: parameters replaced by an
-expression (``call``), values that are looked at (``observe``) or rounded (``fake_quantize``), randomness and
-statistics that follow ``train()``/``eval()`` (``dropout``, ``batch_norm``, ``lstm``, ``gru``, ``rnn_tanh``,
-``rnn_relu``), channels that one layer alone does without (``gather_channels``, ``scatter_channels``), and
-normalizations and statistics that run over the kept channels only.
+expression (``call``), values that are looked at (``observe``) or rounded (``fake_quantize``,
+``round_bias``), randomness and statistics that follow ``train()``/``eval()`` (``dropout``, ``batch_norm``,
+``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``), channels that one layer alone does without
+(``gather_channels``, ``scatter_channels``), and normalizations and statistics that run over the kept
+channels only.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def observe(x: Tensor, observer: nn.Module) -> Tensor:
 def fake_quantize(input: Tensor, owner: nn.Module) -> Tensor:
     """``input`` as the quantizer ``owner`` rounds it."""
     return owner(input)  # type: ignore[no-any-return]
+
+
+def round_bias(bias: Tensor, owner: nn.Module, input_owner: nn.Module) -> Tensor:
+    """A layer's ``bias`` as integer kernels add it; ``owner`` rounds the weight, ``input_owner`` x."""
+    return owner.round_bias(bias, input_owner)  # type: ignore[operator, no-any-return]
 
 
 def dropout(input: Tensor, p: float, owner: nn.Module) -> Tensor:

@@ -8,7 +8,6 @@ config_list = analysis.config_list(parameters=0.5)
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fxcompress.compiler import compile as compile_model
 from fxcompress.config import known_pruners, parse, select, targets_of_model
 from fxcompress.errors import ConfigError, FxcompressError, did_you_mean
 from fxcompress.export.files import replacing
+from fxcompress.export.tables import read_curves, write_curves
 from fxcompress.graph.capture import capture
 from fxcompress.graph.module import eval_mode
 from fxcompress.progress import shown
@@ -74,7 +74,7 @@ class SensitivityAnalysis:
         self._model = model
         self._example_inputs = example_inputs
         if self.file is not None and self.file.exists():
-            self._read(self.file)
+            self.results = read_curves(self.file, self.layers, "a sensitivity analysis")
 
     def run(self) -> dict[str, dict[float, float]]:
         """Measure what has not been measured yet; returns ``results``."""
@@ -104,27 +104,7 @@ class SensitivityAnalysis:
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write ``results`` as CSV: one line per layer, one column per sparsity."""
-        columns = sorted({s for curve in self.results.values() for s in curve})
-        with replacing(path) as temporary, temporary.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["layer", *columns])
-            for layer, curve in self.results.items():
-                writer.writerow([layer, *(repr(curve[s]) if s in curve else "" for s in columns)])
-
-    def _read(self, path: Path) -> None:
-        with path.open(newline="") as stream:
-            rows = list(csv.reader(stream))
-        try:
-            (first, *columns), *lines = rows
-            for layer, *values in lines:
-                pairs = zip(columns, values, strict=True)
-                self.results[layer] = {float(s): float(v) for s, v in pairs if v}
-        except ValueError as error:
-            raise FxcompressError(
-                f"{path}: expected a CSV file of a sensitivity analysis ({error}); delete it or name another"
-            ) from error
-        if first != "layer" or not set(self.results) <= set(self.layers):
-            raise FxcompressError(f"{path}: holds other layers than this model's; delete it or name another")
+        write_curves(path, self.results)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw metric over sparsity, one line per layer; the suffix of ``path`` says the format."""

@@ -30,7 +30,7 @@ from fxcompress.graph.module import CompiledModule, erase_dead
 from fxcompress.graph.operands import add_buffer, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
-from fxcompress.numerics.grid import Grid
+from fxcompress.numerics.grid import BIAS, Grid, bias_scale
 from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING, quantizer_name
 from fxcompress.passes.lower_linear import lower_linear, settled
 
@@ -91,6 +91,9 @@ class _Converter:
         if node.target is ops.fake_quantize:
             self._convert(node)
             return
+        if node.target is ops.round_bias:  # once more at the end, into integers
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            return
         call = call_of(node)
         if call is None:
             return
@@ -114,9 +117,7 @@ class _Converter:
             return
         name, value = quantizer_name(node), self._constants.of(source)
         settled(name, quantizer, value)
-        numbers = Numbers(
-            quantizer.grid, quantizer.scale.detach(), quantizer.zero_point.round().to(torch.int32)
-        )
+        numbers = Numbers(quantizer.grid, *quantizer.deployed())
         if value is not None:
             integers = quantizer.integers(value).to(numbers.dtype)
             new = self._stored(node, name, integers, numbers)
@@ -178,15 +179,11 @@ class _Converter:
         if x not in self._rounded or weight not in self._rounded or value is None:
             return
         made, read = self._rounded[x], self._rounded[weight]
-        scale = made.scale * read.scale
-        if 1 < scale.numel() < len(value):  # the groups of a transposed convolution share their scales
-            scale = scale.repeat(len(value) // scale.numel())
-        scale = scale.expand(value.shape).contiguous()
+        scale = bias_scale(made.scale, read.scale, len(value))
         integers = torch.round(value.double() / scale.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
-        grid = Grid(32, signed=True, symmetric=False, axis=0)
         zero_point = torch.zeros(len(scale), dtype=torch.int32)
         name = f"{call.module or call.node.name}_bias".replace(".", "_")
-        new = self._stored(call.node, name, integers, Numbers(grid, scale, zero_point))
+        new = self._stored(call.node, name, integers, Numbers(BIAS, scale, zero_point))
         set_operand(self.module, call.node, "bias", new)
 
     def _as_sum(self, call: Call) -> None:

@@ -66,7 +66,8 @@ class Explanation:
                     "name": row.name,
                     "op_type": row.op_type,
                     "settings": [
-                        {"key": s.key, "value": _plain(s.value), "entry": s.entry} for s in row.settings
+                        {"key": s.key, "value": _plain(s.key, s.value), "entry": s.entry}
+                        for s in row.settings
                     ],
                     "reason": row.reason,
                 }
@@ -81,7 +82,7 @@ class Explanation:
         for column in table.columns:
             column.no_wrap = True
         for row in self.rows:
-            settings = "\n".join(f"{s.key}={_text(s.value)}" for s in row.settings) or "-"
+            settings = "\n".join(f"{s.key}={_text(s.key, s.value)}" for s in row.settings) or "-"
             origins = "\n".join(s.origin for s in row.settings) or row.reason or ""
             # Text, not str: rich would read `[0]` in a string as markup.
             table.add_row(*(Text(cell) for cell in (row.name or "(model)", row.op_type, settings, origins)))
@@ -138,16 +139,20 @@ def _settings(given: PruningSettings | QuantSettings | None) -> Iterator[Setting
             yield Setting(item.name, getattr(given, item.name), given.sources.get(item.name))
 
 
-def _plain(value: object) -> object:
+def _plain(key: str, value: object) -> object:
     if isinstance(value, PerType):
         return {"weight": value.weight, "input": value.input, "output": value.output}
+    if key.endswith("_options"):
+        return dict(value)  # type: ignore[call-overload]
     return list(value) if isinstance(value, tuple) else value
 
 
-def _text(value: object) -> str:
+def _text(key: str, value: object) -> str:
     if isinstance(value, PerType):
         parts = {"weight": value.weight, "input": value.input, "output": value.output}
         if len(set(parts.values())) == 1:
             return str(value.weight)
-        return ",".join(f"{key}:{part}" for key, part in parts.items())
+        return ",".join(f"{name}:{part}" for name, part in parts.items())
+    if key.endswith("_options"):
+        return ",".join(f"{name}:{option}" for name, option in value)  # type: ignore[attr-defined]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -31,19 +31,25 @@ DEFAULT_QUANTIZER = "qat"
 _PRUNERS: dict[str, frozenset[str]] = {}
 _QUANTIZERS: dict[str, frozenset[str]] = {}
 _DEFAULTS: dict[str, Mapping[str, Any]] = {}
+_OPTIONS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
-def register_pruner(name: str, op_types: Iterable[str]) -> None:
-    """Make ``name`` a valid ``pruner`` for layers of the given operator types.
+def register_pruner(name: str, op_types: Iterable[str], options: Iterable[str] = ()) -> None:
+    """Make ``name`` a valid ``pruner`` for layers of the given operator types; an entry that names it may
+    give it ``options``.
 
     Raises:
         ConfigError: if the name is already taken by a pruner for other types.
     """
     _register(_PRUNERS, "pruner", name, frozenset(op_types))
+    _OPTIONS["pruner", name] = tuple(options)
 
 
 def register_quantizer(
-    name: str, op_types: Iterable[str], defaults: Mapping[str, Any] = MappingProxyType({})
+    name: str,
+    op_types: Iterable[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    options: Iterable[str] = (),
 ) -> None:
     """Make ``name`` a valid ``quantizer``; ``default`` means the given operator types to it.
 
@@ -51,12 +57,19 @@ def register_quantizer(
         name: its name.
         op_types: what it works on.
         defaults: fields of ``QuantSettings`` for layers to which no entry gives them, where not the usual.
+        options: names of options that an entry may give it.
 
     Raises:
         ConfigError: if the name is already taken by a quantizer for other types.
     """
     _register(_QUANTIZERS, "quantizer", name, frozenset(op_types))
     _DEFAULTS[name] = defaults
+    _OPTIONS["quantizer", name] = tuple(options)
+
+
+def known_options(kind: str, name: str) -> tuple[str, ...]:
+    """The options of a ``"pruner"`` or a ``"quantizer"`` that an entry may give."""
+    return _OPTIONS.get((kind, name), ())
 
 
 def quantizer_defaults(name: str) -> Mapping[str, Any]:

@@ -6,13 +6,14 @@ Nothing here looks at a model: what the names select is decided in ``select``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
 
 from fxcompress.config import values
-from fxcompress.config.registry import known_pruners, known_quantizers
+from fxcompress.config.registry import known_options, known_pruners, known_quantizers
 from fxcompress.config.values import Granularity, PerType, near, shown
 from fxcompress.errors import ConfigError
 
@@ -24,7 +25,10 @@ SCHEDULE_KEYS = (
 PRUNING_KEYS = (
     "pruner", "sparsity", "total_sparsity", "max_sparsity_per_layer", "granularity", *SCHEDULE_KEYS,
 )  # fmt: skip
-QUANT_KEYS = ("quantizer", "quant_types", "quant_bits", "quant_dtype", "quant_scheme", "quant_start_step")
+QUANT_KEYS = (
+    "quantizer", "quant_types", "quant_bits", "quant_dtype", "quant_scheme", "quant_scale",
+    "quant_start_step",
+)  # fmt: skip
 KEYS = (*SCOPE_KEYS, "exclude", *EXCLUDE_KEYS, *PRUNING_KEYS, *QUANT_KEYS)
 
 # Keys of other tools whose nearest spelling here would mean something else.
@@ -79,6 +83,7 @@ class Entry(BaseModel):
     exclude_op_names_re: _Patterns = ()
 
     pruner: Annotated[str | None, PlainValidator(values.pruner)] = None
+    pruner_options: values.Options = ()
     sparsity: _Fraction = None
     total_sparsity: _Fraction = None
     max_sparsity_per_layer: Annotated[float | None, PlainValidator(values.limit)] = None
@@ -91,10 +96,12 @@ class Entry(BaseModel):
     prune_iterations: Annotated[int | None, PlainValidator(values.count)] = None
 
     quantizer: Annotated[str | None, PlainValidator(values.quantizer)] = None
+    quantizer_options: values.Options = ()
     quant_types: Annotated[tuple[str, ...], PlainValidator(values.quant_types)] = ()
     quant_bits: Annotated[PerType[int] | None, PlainValidator(values.quant_bits)] = None
     quant_dtype: Annotated[PerType[str] | None, PlainValidator(values.quant_dtype)] = None
     quant_scheme: Annotated[PerType[str] | None, PlainValidator(values.quant_scheme)] = None
+    quant_scale: Annotated[PerType[str] | None, PlainValidator(values.quant_scale)] = None
     quant_start_step: Annotated[int, PlainValidator(values.step)] = 0
 
     @property
@@ -105,12 +112,17 @@ class Entry(BaseModel):
     @property
     def pruning(self) -> dict[str, object]:
         """The pruning keys that were given, with their checked values."""
-        return {key: getattr(self, key) for key in PRUNING_KEYS if key in self.model_fields_set}
+        return self._given(PRUNING_KEYS, "pruner")
 
     @property
     def quantization(self) -> dict[str, object]:
         """The quantization keys that were given, with their checked values."""
-        return {key: getattr(self, key) for key in QUANT_KEYS if key in self.model_fields_set}
+        return self._given(QUANT_KEYS, "quantizer")
+
+    def _given(self, keys: tuple[str, ...], kind: str) -> dict[str, object]:
+        given = [key for key in keys if key in self.model_fields_set]
+        options = [f"{kind}_options"] if getattr(self, f"{kind}_options") else []
+        return {key: getattr(self, key) for key in (*given, *options)}
 
 
 def parse(
@@ -165,6 +177,13 @@ def _parse_entry(index: int, raw: object, names: Mapping[str, Collection[str]]) 
         ]
     known = {key: value for key, value in raw.items() if key in KEYS}
     problems = [_unknown_key(key) for key in raw if key not in KEYS]
+    for kind in [key for key in names if key in known]:
+        options = functools.partial(known_options, kind)
+        try:
+            known[kind], known[f"{kind}_options"] = values.split_options(kind, known[kind], options)
+        except ValueError as error:
+            problems.append(f"{kind}: {error}")
+            del known[kind]
     try:
         entry = Entry.model_validate({"index": index, **known}, context=names)
     except ValidationError as error:

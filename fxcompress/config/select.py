@@ -267,9 +267,11 @@ def _check_groups(selection: Selection) -> None:
     for group in selection.total_groups:
         first: dict[str, str] = {}
         for name in group.names:
-            first.setdefault(selection.pruning[name].pruner, name)
+            settings = selection.pruning[name]
+            options = f" with {dict(settings.pruner_options)}" if settings.pruner_options else ""
+            first.setdefault(f"{settings.pruner!r}{options}", name)
         if len(first) > 1:
-            got = ", ".join(f"{pruner!r} for {name!r}" for pruner, name in first.items())
+            got = ", ".join(f"{pruner} for {name!r}" for pruner, name in first.items())
             problems.append(
                 f"config_list[{group.entry}]: total_sparsity: expected one pruner for the layers it ranks, "
                 f"got {got}; give each pruner's layers a total_sparsity of their own"

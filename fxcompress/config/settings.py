@@ -8,7 +8,15 @@ from typing import Any
 
 from fxcompress.config.registry import DEFAULT_PRUNER, DEFAULT_QUANTIZER, quantizer_defaults
 from fxcompress.config.schema import Entry
-from fxcompress.config.values import DEFAULT_BITS, DEFAULT_DTYPE, DEFAULT_SCHEME, Granularity, PerType
+from fxcompress.config.values import (
+    DEFAULT_BITS,
+    DEFAULT_DTYPE,
+    DEFAULT_SCALE,
+    DEFAULT_SCHEME,
+    Granularity,
+    Options,
+    PerType,
+)
 
 AMOUNTS = ("sparsity", "total_sparsity", "final_sparsity")
 """The keys that say how much is removed in the end: one of them holds."""
@@ -29,6 +37,7 @@ class PruningSettings:
     end_epoch: int | None = None
     frequency: int = 1
     prune_iterations: int | None = None
+    pruner_options: Options = field(default=(), hash=False)
     sources: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
@@ -58,7 +67,9 @@ class QuantSettings:
     quant_bits: PerType[int] = DEFAULT_BITS
     quant_dtype: PerType[str] = DEFAULT_DTYPE
     quant_scheme: PerType[str] = DEFAULT_SCHEME
+    quant_scale: PerType[str] = DEFAULT_SCALE
     quant_start_step: int = 0
+    quantizer_options: Options = field(default=(), hash=False)
     sources: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
@@ -75,10 +86,14 @@ class Merged:
         if any(key in given for key in AMOUNTS):
             for key in AMOUNTS:
                 self._pruning.pop(key, None)
+        if "pruner" in given:  # options are those of one algorithm
+            self._pruning.pop("pruner_options", None)
         self._pruning.update({key: (value, entry.index) for key, value in given.items()})
 
     def add_quantization(self, entry: Entry) -> None:
         """Take the entry's quantization keys."""
+        if "quantizer" in entry.quantization:
+            self._quantization.pop("quantizer_options", None)
         self._quantization.update({key: (value, entry.index) for key, value in entry.quantization.items()})
 
     def clear(self) -> None:

@@ -19,6 +19,8 @@ from fxcompress.errors import did_you_mean
 
 T = TypeVar("T")
 Granularity = str | tuple[int, ...]
+Options = tuple[tuple[str, object], ...]
+"""Options of an algorithm, in the order in which they were given."""
 
 QUANT_TYPES = ("weight", "input", "output")
 QUANT_DTYPES = ("int", "uint")
@@ -28,6 +30,7 @@ QUANT_SCHEMES = (
     "per_channel_affine",
     "per_channel_symmetric",
 )
+QUANT_SCALES = ("float", "power_of_two")
 GRANULARITIES = ("default", "element", "row", "out_channel", "in_channel", "head", "head_dim", "2:4")
 
 
@@ -50,6 +53,7 @@ class PerType(Generic[T]):
 DEFAULT_BITS = PerType(8, 8, 8)
 DEFAULT_DTYPE = PerType("int", "uint", "uint")
 DEFAULT_SCHEME = PerType("per_channel_symmetric", "per_tensor_affine", "per_tensor_affine")
+DEFAULT_SCALE = PerType("float", "float", "float")
 
 
 def shown(value: object) -> str:
@@ -198,6 +202,28 @@ def algorithm(kind: str) -> Callable[[object, ValidationInfo], str]:
     return checked
 
 
+def split_options(kind: str, value: object, known: Callable[[str], Iterable[str]]) -> tuple[object, Options]:
+    """The name of an algorithm, and the options beside it, of ``{"name": "ptq", "observer": "mse"}``.
+
+    Args:
+        kind: the key.
+        value: a name alone, or a dict of name and options.
+        known: name → its options.
+    """
+    if not isinstance(value, Mapping):
+        return value, ()
+    name = value.get("name")
+    if not isinstance(name, str):
+        fail(f"the name of a {kind}, or a dict with its 'name' and options", value, "add 'name'")
+    allowed = tuple(known(name))
+    for key in value:
+        if key != "name" and not allowed:
+            fail(f"no option beside the name {name!r}", key, f"this {kind} has none")
+        if key != "name":
+            one_of(key, allowed)
+    return name, tuple((key, item) for key, item in value.items() if key != "name")
+
+
 pruner = algorithm("pruner")
 quantizer = algorithm("quantizer")
 
@@ -231,3 +257,4 @@ def per_type(check: Callable[[object], T], default: PerType[T]) -> Callable[[obj
 quant_bits = per_type(bits, DEFAULT_BITS)
 quant_dtype = per_type(lambda value: one_of(value, QUANT_DTYPES), DEFAULT_DTYPE)
 quant_scheme = per_type(lambda value: one_of(value, QUANT_SCHEMES), DEFAULT_SCHEME)
+quant_scale = per_type(lambda value: one_of(value, QUANT_SCALES), DEFAULT_SCALE)

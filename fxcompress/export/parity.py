@@ -24,8 +24,8 @@ TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 1e-2, tor
 ONNX keeps attributes such as ``eps`` as float32, hence 1e-6 and not less for float64."""
 
 
-def open_session(path: Path) -> Any:
-    """An onnxruntime session on the CPU.
+def open_session(path: Path, *, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU with so many ``threads``, 0 for all cores.
 
     Raises:
         ExportError: if onnxruntime has no kernel for an operator of the file or refuses it.
@@ -34,6 +34,7 @@ def open_session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

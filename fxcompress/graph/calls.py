@@ -74,7 +74,7 @@ class Call:
     def refs(self) -> Iterator[tuple[str, Ref]]:
         """Every tensor operand with the argument it belongs to."""
         for name, value in self.args.items():
-            if name == "owner":
+            if name in ("owner", "input_owner"):
                 continue
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, (fx.Node, Reference)):

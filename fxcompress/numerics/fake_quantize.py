@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxcompress.numerics.grid import Grid
-from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State
+from fxcompress.numerics.agreement import alone, united
+from fxcompress.numerics.grid import BIAS, Grid, bias_scale
+from fxcompress.numerics.observers import OBSERVERS, LastObserver, Observer, State, extremes
 
 
 class TensorQuantizer(nn.Module, ABC):
@@ -80,6 +81,13 @@ class FakeQuantize(TensorQuantizer):
         """Whether there are a scale and a zero point."""
         return self.scale.numel() > 0
 
+    @property
+    def together(self) -> bool:
+        """Whether other processes train on other parts of the batch. A weight is the same in all of them, and
+        calibration is each one's own.
+        """
+        return self.training and not self.calibrating and not alone()
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, in its own dtype."""
         if self.observing and (self.training or self.calibrating) and x.numel():
@@ -90,7 +98,9 @@ class FakeQuantize(TensorQuantizer):
         return self.simulate(x)
 
     def observe(self, x: Tensor) -> None:
-        """Take ``x`` into account."""
+        """Take ``x`` into account, and what other processes see of this batch."""
+        if self.together and not self.observer.costly:
+            x = united(*extremes(x, self.grid.axis), self.grid.axis)
         self._buffers.update(self.observer.update(self._state, x, self.grid))
         if not self.observer.costly:
             self.settle()
@@ -110,9 +120,13 @@ class FakeQuantize(TensorQuantizer):
 
     def simulate(self, x: Tensor) -> Tensor:
         """``x`` rounded; gradients pass within the grid's range."""
-        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
-            return self.grid.fake_quantize(x.float(), self.scale, self.zero_point).to(x.dtype)
         return self.grid.fake_quantize(x, self.scale, self.zero_point)
+
+    def adopt(self, **numbers: Tensor) -> None:
+        """Take over ``scale``, ``zero_point``, ``low`` and ``high`` of another one."""
+        for name, value in numbers.items():
+            held = getattr(self, name)
+            held.data = value.to(held.device)
 
     def options(self) -> dict[str, Any]:
         """Grid, observer and flags."""
@@ -133,15 +147,30 @@ class FakeQuantize(TensorQuantizer):
     def _made(cls, grid: Grid, observer: Observer, options: Mapping[str, Any]) -> FakeQuantize:
         return cls(grid, observer)
 
+    def deployed(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int32) as integer kernels are given them."""
+        return self.scale.detach(), self.zero_point
+
     def integers(self, x: Tensor) -> Tensor:
         """The integers (int32) that ``x`` is rounded to in eval mode: ``simulate`` gives ``(q − z) · s``."""
-        return self.grid.quantize(x, self.scale.detach(), self.zero_point.round().to(torch.int32))
+        return self.grid.quantize(x, *self.deployed())
+
+    def round_bias(self, bias: Tensor, given: FakeQuantize) -> Tensor:
+        """``bias`` ``[out]`` of a layer whose weight this rounds and whose input ``given`` does, as integer
+        kernels add it: int32 multiples of ``s_x · s_w`` (Jacob et al., CVPR 2018, eq. 11). Gradients pass.
+        """
+        if not all(q.quantizing and q.is_calibrated for q in (self, given)):
+            return bias
+        scale = bias_scale(given.deployed()[0], self.deployed()[0], len(bias))
+        zero_point = torch.zeros(len(bias), dtype=torch.int32, device=bias.device)
+        return BIAS.fake_quantize(bias, scale, zero_point)
 
     def extra_repr(self) -> str:
         """``8-bit unsigned, moving_average``."""
         grid = self.grid
         sign, form = "signed" if grid.signed else "unsigned", "symmetric" if grid.symmetric else "affine"
         each = "" if grid.axis is None else f", per slice of dimension {grid.axis}"
+        each += ", power-of-two scale" if grid.power_of_two else ""
         return f"{grid.bits}-bit {sign} {form}{each}, {self.observer.name}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

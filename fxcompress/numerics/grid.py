@@ -9,7 +9,7 @@ Quantization and Training of Neural Networks, CVPR 2018; Krishnamoorthi 2018).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,13 +69,14 @@ class Grid:
         if self.symmetric:
             middle = 0 if self.signed else 1 << (self.bits - 1)
             # Of an unsigned grid the short side, as the other has a number to spare.
-            scale = self._scale(torch.maximum(-low, high) / (self.qmax - middle))
+            scale = self.snapped(torch.maximum(-low, high) / (self.qmax - middle))
             return scale, torch.full_like(scale, middle, dtype=torch.int32)
-        scale = self._scale((high - low) / (self.qmax - self.qmin))
+        scale = self.snapped((high - low) / (self.qmax - self.qmin))
         zero_point = self.qmin - torch.round(low / scale)
         return scale, zero_point.clamp(self.qmin, self.qmax).to(torch.int32)
 
-    def _scale(self, scale: Tensor) -> Tensor:
+    def snapped(self, scale: Tensor) -> Tensor:
+        """The next scale that the grid may have: positive, and a power of two where it asks for one."""
         if self.power_of_two:
             scale = torch.exp2(torch.ceil(torch.log2(scale.clamp(min=SMALLEST_SCALE))))
         return scale.clamp(min=SMALLEST_SCALE)
@@ -86,9 +87,14 @@ class Grid:
 
     def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """``x̂``; the gradient is 1 within the grid's range and 0 outside (straight-through, clipped)."""
+        if x.dtype in (torch.float16, torch.bfloat16):  # they cannot hold every number of the grid
+            return self.fake_quantize(x.float(), scale, zero_point).to(x.dtype)
         scale, ends = scale.float(), (self.qmin, self.qmax)
-        one_zero_point = self.axis is None or (self.symmetric and self.signed)
-        if one_zero_point and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self.axis is None:  # the kernel for one scale would interrupt it
+                one = replace(self, axis=0)
+                return one.fake_quantize(x.unsqueeze(0), scale.view(1), zero_point.view(1)).squeeze(0)
+        elif x.device.type == "cpu" and (self.axis is None or (self.symmetric and self.signed)):
             zero = int(zero_point.item()) if self.axis is None else 0
             return rounded(x, self.aligned(scale, x), self.qmin - zero, self.qmax - zero)
         if self.axis is None:
@@ -106,3 +112,16 @@ class Grid:
         if self.axis is None:
             return values
         return values.view([-1 if d == self.axis % x.dim() else 1 for d in range(x.dim())])
+
+
+BIAS = Grid(32, signed=True, symmetric=False, axis=0)
+"""The integers of a bias, at the product of the scales of input and weight."""
+
+
+def bias_scale(of_input: Tensor, of_weight: Tensor, channels: int) -> Tensor:
+    """``s_x · s_w`` for each of a layer's output channels, float32 ``[channels]``. The groups of a transposed
+    convolution share the scales of their weight.
+    """
+    scale = of_input * of_weight
+    repeats = channels // scale.numel() if scale.dim() else channels
+    return scale.repeat(repeats)

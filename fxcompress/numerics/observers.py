@@ -35,16 +35,21 @@ State = Mapping[str, Tensor]
 
 def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """Smallest and largest finite value of ``x``, or of each slice along ``axis``, in float32."""
+    if torch.compiler.is_compiling():  # a look at the values would interrupt it
+        return _ends(_finite(x), axis)
     low, high = _ends(x, axis)
     if not math.isfinite((low - high).sum().item()):  # the −inf of an attention mask is no range
-        low, high = _ends(x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), axis)
-    return low.float(), high.float()
+        low, high = _ends(_finite(x), axis)
+    return low, high
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _ends(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    if axis is None:
-        return torch.aminmax(x)
-    return torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
+    low, high = torch.aminmax(x) if axis is None else torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
+    return low.float(), high.float()
 
 
 class Observer(ABC):

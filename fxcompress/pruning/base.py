@@ -33,6 +33,7 @@ from fxcompress.pruning.masks import checked
 from fxcompress.pruning.summary import mask_table
 from fxcompress.pruning.wrapper import Wrapper
 from fxcompress.training.compressor import Compressor, LossFn
+from fxcompress.training.named import refuse_options
 
 
 class Pruner(Compressor[Wrapper]):
@@ -199,7 +200,9 @@ class Pruner(Compressor[Wrapper]):
         """What the config list selects, ``pruner`` (for ``op_types``) standing where an entry names none."""
         named = [_named(e, pruner) if isinstance(e, dict) else e for e in config_list]
         known = {**known_pruners(), pruner: op_types}
-        selection = select(parse(named, pruners=known), targets_of_model(model), known, captured=False)
+        entries = parse(named, pruners=known)
+        refuse_options(entries, cls)
+        selection = select(entries, targets_of_model(model), known, captured=False)
         keys = ", ".join(sorted(cls.schedule_keys)) or "no schedule"
         why = f"{cls.__name__} follows {keys}; leave it out, or use a pruner that has this schedule"
         refuse_schedule(selection, cls.schedule_keys, why)

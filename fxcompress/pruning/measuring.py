@@ -48,8 +48,12 @@ class MeasuringPruner(ScoringPruner, ABC):
                 ``statistics_batch_num``, which says that ``use_optimizer`` will be called.
         """
         super().__init__(*args, **options)
-        if statistics_batch_num is not None and statistics_batch_num < 1:
-            raise ConfigError(f"statistics_batch_num: expected at least 1, got {statistics_batch_num}")
+        if statistics_batch_num is not None and not (
+            type(statistics_batch_num) is int and statistics_batch_num >= 1
+        ):
+            raise ConfigError(
+                f"statistics_batch_num: expected an integer of at least 1, got {statistics_batch_num!r}"
+            )
         self.statistics_batch_num = statistics_batch_num
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}

@@ -18,6 +18,6 @@ def register(cls: P) -> P:
     Raises:
         ConfigError: if the name is taken by a pruner for other types.
     """
-    register_pruner(cls.name, cls.op_types)
+    register_pruner(cls.name, cls.op_types, cls.option_names())
     PRUNERS[cls.name] = cls
     return cls

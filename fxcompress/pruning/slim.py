@@ -36,6 +36,11 @@ class SlimPruner(FilterPruner):
         super().__init__(*args, **options)
         self.scale = scale
 
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """None: the regularizer is added in a training loop, which ``compile`` has not."""
+        return ()
+
     def score(self, layer: Layer) -> Tensor:
         """The magnitudes of the norm's scale."""
         return get_tensor(self._bound("score"), self._scale_of(layer)).detach().abs()

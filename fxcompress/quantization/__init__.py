@@ -7,6 +7,7 @@ from fxcompress.quantization.dynamic import DynamicQuantizer
 from fxcompress.quantization.gptq import GPTQQuantizer
 from fxcompress.quantization.grad import QuantGrad, QuantType
 from fxcompress.quantization.lsq import LSQQuantizer
+from fxcompress.quantization.lsq_plus import LSQPlusQuantizer
 from fxcompress.quantization.naive import NaiveQuantizer
 from fxcompress.quantization.ptq import PTQ_Quantizer
 from fxcompress.quantization.qat import QAT_Quantizer
@@ -20,6 +21,7 @@ for _quantizer in (
     DoReFaQuantizer,
     BNNQuantizer,
     LSQQuantizer,
+    LSQPlusQuantizer,
     PTQ_Quantizer,
     WeightOnlyQuantizer,
     GPTQQuantizer,
@@ -33,6 +35,7 @@ __all__ = [
     "DoReFaQuantizer",
     "DynamicQuantizer",
     "GPTQQuantizer",
+    "LSQPlusQuantizer",
     "LSQQuantizer",
     "NaiveQuantizer",
     "PTQ_Quantizer",

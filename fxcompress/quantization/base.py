@@ -42,6 +42,7 @@ from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.passes.decompose_activations import decompose_activations
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
 from fxcompress.passes.insert_masks import own_masks
+from fxcompress.passes.round_biases import round_biases
 from fxcompress.quantization import calibration
 from fxcompress.quantization.custom import ByMethod
 from fxcompress.quantization.grad import QuantGrad, QuantType
@@ -49,6 +50,7 @@ from fxcompress.quantization.placement import Placement, Spot, gated, tensors_of
 from fxcompress.quantization.wrapper import Wrapper
 from fxcompress.training.batches import run_batches
 from fxcompress.training.compressor import Compressor
+from fxcompress.training.named import refuse_options
 
 
 class Quantizer(Compressor[Wrapper]):
@@ -147,10 +149,15 @@ class Quantizer(Compressor[Wrapper]):
         self.stepped()
         if self.data is not None:
             self.calibrate(self.data)
+        self.finish(module)
+        round_biases(module, [node for nodes in placement.nodes.values() for node in nodes])
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
     def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
         """Change the captured module while everything is float, before places to round are chosen."""
+
+    def finish(self, module: CompiledModule) -> None:
+        """Work on the module once its fake-quantize nodes are there, and calibrated if there is data."""
 
     def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> nn.Module:
         """The module that rounds a tensor of a layer.
@@ -202,16 +209,22 @@ class Quantizer(Compressor[Wrapper]):
             if name in self._starts:
                 quantizer.quantizing = self.steps >= self._starts[name]  # type: ignore[assignment]
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As the base's; rounding begins at once if it had begun."""
+        super().load_state_dict(state)
+        self.stepped()
+
     def quantizers_of(self, layer: str) -> dict[str, FakeQuantize]:
         """What rounds the tensors of a layer: ``weight``, ``input`` (further ones ``input_1``, ...) and
-        ``output``; several layers may read one rounded tensor.
+        ``output``; several layers may read one rounded tensor. What has no grid (DoReFa, BNN, methods of
+        one's own) is left out.
         """
         module, modules = self._bound("quantizers_of"), self.fake_quantizers
         nodes = {node.name: node for node in module.graph.nodes}
         found: dict[str, str] = {}
         for name in self._nodes.get(layer, ()):
             found = {**tensors_of(nodes[name]), **found}
-        return {tensor: modules[name] for tensor, name in found.items()}
+        return {tensor: modules[name] for tensor, name in found.items() if name in modules}
 
     # -- looking, saving -----------------------------------------------------------------------------------
     def calibration_config(self) -> dict[str, dict[str, Any]]:
@@ -268,7 +281,9 @@ class Quantizer(Compressor[Wrapper]):
         targets = targets_of_model(model) if module is None else targets_of_graph(module)
         names = {**known_quantizers(), cls.name: cls.op_types}
         known = {**known_pruners(), **names}
-        selection = select(parse(named, quantizers=names), targets, known, captured=module is not None)
+        entries = parse(named, quantizers=names)
+        refuse_options(entries, cls)
+        selection = select(entries, targets, known, captured=module is not None)
         cls._refuse_types({n: s for n, s in selection.quantization.items() if s.quantizer == cls.name})
         return selection
 
@@ -301,7 +316,9 @@ def grid_of(spot: Spot) -> Grid:
     scheme = settings.quant_scheme[kind]
     axis = (spot.axis if kind == "weight" else 1) if scheme.startswith("per_channel") else None
     signed, symmetric = settings.quant_dtype[kind] == "int", scheme.endswith("symmetric")
-    return Grid(settings.quant_bits[kind], signed, symmetric, axis)
+    return Grid(
+        settings.quant_bits[kind], signed, symmetric, axis, settings.quant_scale[kind] == "power_of_two"
+    )
 
 
 def _module_of(module: CompiledModule, name: str) -> nn.Module:

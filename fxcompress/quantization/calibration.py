@@ -34,8 +34,9 @@ def describe(tensors: Tensors) -> dict[str, Any]:
         entry[f"{name}_scheme"] = f"{each}_{'symmetric' if grid.symmetric else 'affine'}"
         if quantizer.is_calibrated:
             low, high = quantizer.range()
-            entry[f"{name}_scale"] = quantizer.scale.tolist()
-            entry[f"{name}_zero_point"] = quantizer.zero_point.tolist()
+            scale, zero_point = quantizer.deployed()
+            entry[f"{name}_scale"] = scale.tolist()
+            entry[f"{name}_zero_point"] = zero_point.tolist()
             entry[f"tracked_min_{name}"], entry[f"tracked_max_{name}"] = low.tolist(), high.tolist()
     return entry
 
@@ -62,17 +63,17 @@ def restore(layer: str, tensors: Tensors, entry: Mapping[str, Any]) -> None:
             "high": torch.tensor(entry[f"tracked_max_{name}"], dtype=torch.float32),
         }
         for buffer, value in numbers.items():
-            _set(quantizer, buffer, value, f"calibration_config[{layer!r}]: {name}_{buffer}")
+            _check(quantizer, buffer, value, f"calibration_config[{layer!r}]: {name}_{buffer}")
+        quantizer.adopt(**numbers)
 
 
-def _set(quantizer: FakeQuantize, buffer: str, value: Tensor, where: str) -> None:
+def _check(quantizer: FakeQuantize, buffer: str, value: Tensor, where: str) -> None:
     held = getattr(quantizer, buffer)
     per_slice = quantizer.grid.axis is not None
     if (value.dim() == 1) != per_slice or (held.numel() and held.shape != value.shape):
         expected = list(held.shape) if held.numel() else "one number for each channel"
         got = list(value.shape)
         raise ConfigError(f"{where}: expected {expected}, got {got}; the entry is of another layer or scheme")
-    held.data = value.to(held.device)
 
 
 def write(config: Mapping[str, Any], path: Path) -> None:

@@ -43,7 +43,8 @@ class DynamicQuantizer(LinearQuantizer):
             raise ConfigError(
                 f"quantizer 'dynamic': expected {wanted} for the {quant_type} of {wrapper.name!r}, got "
                 f"{grid.bits} bits, {'int' if grid.signed else 'uint'}, "
-                f"{'symmetric' if grid.symmetric else 'affine'}; give quant_bits, quant_dtype and "
-                "quant_scheme for the weight alone ({'weight': ...}), or leave them out"
+                f"{'symmetric' if grid.symmetric else 'affine'}"
+                f"{', power-of-two scales' if grid.power_of_two else ''}; give quant_bits, quant_dtype, "
+                "quant_scheme and quant_scale for the weight alone ({'weight': ...}), or leave them out"
             )
         return FakeQuantize(grid) if quant_type == "weight" else DynamicFakeQuantize()

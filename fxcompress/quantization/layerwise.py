@@ -25,8 +25,10 @@ from fxcompress.training.batches import inputs_of
 Values = dict[fx.Node, Any]
 
 
-class _Runner(fx.Interpreter):
-    """Runs single nodes; fake-quantize nodes pass floats on unless it is ``rounding``."""
+class Runner(fx.Interpreter):
+    """Runs single nodes; fake-quantize nodes pass floats on unless it is ``rounding``. Values stay as they
+    are: modules that work in place get copies.
+    """
 
     def __init__(self, module: CompiledModule, *, rounding: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -34,9 +36,15 @@ class _Runner(fx.Interpreter):
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
         """As the node says."""
-        if target is ops.fake_quantize and not self._rounding:
+        if target in (ops.fake_quantize, ops.round_bias) and not self._rounding:
             return args[0]
         return super().call_function(target, args, kwargs)
+
+    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """As the node says."""
+        if getattr(self.fetch_attr(str(target)), "inplace", False):
+            args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
+        return super().call_module(target, args, kwargs)
 
     def value(self, node: fx.Node, known: Values) -> Any:
         """The value of ``node``, given those of its operands."""
@@ -55,7 +63,7 @@ class Layer:
     node: fx.Node
     floats: list[Tensor]
     rounded: list[Tensor]
-    _runner: _Runner
+    _runner: Runner
     _known: list[Values]
 
     def yields(self, batch: int, operands: Mapping[fx.Node, Tensor]) -> Tensor:
@@ -79,13 +87,11 @@ def walk(module: CompiledModule, batches: Iterable[Any], layers: Collection[fx.N
     Raises:
         FxcompressError: if there are none.
     """
-    floats, rounded = _Runner(module, rounding=False), _Runner(module, rounding=True)
-    leaves = [_leaves(module, batch) for batch in batches]
-    if not leaves:
-        raise FxcompressError("data: expected at least one batch to measure errors on, got none")
+    floats, rounded = Runner(module, rounding=False), Runner(module, rounding=True)
+    leaves = leaves_of(module, batches)
     placeholders = module.graph.find_nodes(op="placeholder")
     streams = [(r, [dict(zip(placeholders, x, strict=False)) for x in leaves]) for r in (floats, rounded)]
-    free = _last_reads(module.graph)
+    free = last_reads(module.graph)
     for node in module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -103,13 +109,13 @@ def walk(module: CompiledModule, batches: Iterable[Any], layers: Collection[fx.N
                     values.pop(source, None)
 
 
-def _run(runner: _Runner, node: fx.Node, known: list[Values]) -> None:
+def _run(runner: Runner, node: fx.Node, known: list[Values]) -> None:
     with torch.no_grad():
         for values in known:
             values[node] = runner.value(node, values)
 
 
-def _last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Node → the values that nothing needs behind it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -128,7 +134,15 @@ def _own(node: fx.Node) -> list[fx.Node]:
     return [ref for ref in refs if isinstance(ref, fx.Node) and ref.target is ops.fake_quantize]
 
 
-def _leaves(module: CompiledModule, batch: Any) -> list[Any]:
-    inputs = inputs_of(module, batch)
+def leaves_of(module: CompiledModule, batches: Iterable[Any]) -> list[list[Any]]:
+    """The values of the placeholders, in their order, for each of ``batches`` (see ``fxcompress.compile``).
+
+    Raises:
+        FxcompressError: if there are none.
+    """
     info = getattr(module.graph._codegen, "pytree_info", None)
-    return list(inputs[0] if info is None else fx_pytree.tree_flatten_spec(inputs, info.in_spec))
+    given = (inputs_of(module, batch) for batch in batches)
+    leaves = [list(x[0] if info is None else fx_pytree.tree_flatten_spec(x, info.in_spec)) for x in given]
+    if not leaves:
+        raise FxcompressError("data: expected at least one batch to measure errors on, got none")
+    return leaves

@@ -70,7 +70,7 @@ class GroupQuantizer(LinearQuantizer, ABC):
         Raises:
             ConfigError: for another one.
         """
-        if not isinstance(group_size, int) or group_size < 16 or group_size & (group_size - 1):
+        if type(group_size) is not int or group_size < 16 or group_size & (group_size - 1):
             raise ConfigError(
                 f"group_size: expected a power of two of at least 16, got {group_size!r}; try 32"
             )

@@ -255,13 +255,8 @@ class Placement:
                 del self._requests[node]
 
 
-def tensors_of(node: fx.Node) -> dict[str, str]:
-    """Of a call whose tensors are rounded: weight, input (further ones input_1, ...) and output → the name of
-    the quantizer.
-    """
-    call = call_of(node)
-    if call is None:
-        return {}
+def operands_of(call: Call) -> dict[str, fx.Node]:
+    """The operands of a call that are nodes: ``weight``, and ``input`` (further ones ``input_1``, ...)."""
     argument = weight_argument(call)
     operands: dict[str, fx.Node] = {}
     inputs = 0
@@ -271,7 +266,17 @@ def tensors_of(node: fx.Node) -> dict[str, str]:
         elif name != "bias" and isinstance(ref, fx.Node):
             operands["input" if inputs == 0 else f"input_{inputs}"] = ref
             inputs += 1
-    found = {tensor: by for tensor, ref in operands.items() if (by := _rounded_by(ref))}
+    return operands
+
+
+def tensors_of(node: fx.Node) -> dict[str, str]:
+    """Of a call whose tensors are rounded: weight, input (further ones input_1, ...) and output → the name of
+    the quantizer.
+    """
+    call = call_of(node)
+    if call is None:
+        return {}
+    found = {tensor: by for tensor, ref in operands_of(call).items() if (by := _rounded_by(ref))}
     for user in clipped(node).users:
         if user.target is ops.fake_quantize:
             found["output"] = quantizer_name(user)
@@ -337,7 +342,7 @@ def _merged(requests: list[_Request]) -> list[_Request]:
     merged: dict[tuple[object, ...], _Request] = {}
     for request in requests:
         s, t = request.settings, request.quant_type
-        key = (s.quant_bits[t], s.quant_dtype[t], s.quant_scheme[t], s.quantizer)
+        key = (s.quant_bits[t], s.quant_dtype[t], s.quant_scheme[t], s.quant_scale[t], s.quantizer)
         first = merged.setdefault(key, _Request(request.layer, t, s))
         first.readers |= request.readers
     return list(merged.values())

@@ -11,6 +11,7 @@ trains on makes the optimizer from ``module.parameters()``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, final
 
@@ -30,6 +31,7 @@ from fxcompress.quantization.bias_correction import correct_biases
 from fxcompress.quantization.equalize import equalize
 from fxcompress.quantization.outcome import Outcome
 from fxcompress.quantization.placement import layer_calls, tensors_of, weight_argument
+from fxcompress.quantization.resolution import lost_channels
 from fxcompress.quantization.smooth import is_linear, smooth
 from fxcompress.quantization.wrapper import Wrapper
 
@@ -70,13 +72,16 @@ class PTQ_Quantizer(Quantizer):
             ConfigError: for an unknown observer, an option of a wrong value, or one that lacks data.
         """
         names = [name for name in OBSERVERS if name not in ("last", "fixed")]
-        if observer not in names:
-            hint = did_you_mean(observer, names) or f"; expected one of {', '.join(names)}"
+        if not isinstance(observer, str) or observer not in names:
+            hint = did_you_mean(str(observer), names) or f"; expected one of {', '.join(names)}"
             raise ConfigError(f"observer: expected the name of an observer, got {observer!r}{hint}")
-        if smooth is not None and (isinstance(smooth, bool) or not 0 <= smooth <= 1):
+        if smooth is not None and not (_is_number(smooth) and 0 <= smooth <= 1):
             raise ConfigError(f"smooth: expected α from 0 to 1 (0.5 in the paper) or None, got {smooth!r}")
-        if adaround is not False and (isinstance(adaround, bool) or adaround < 1):
+        if adaround is not False and not (_is_number(adaround, int) and adaround >= 1):
             raise ConfigError(f"adaround: expected steps per layer (1000, say) or False, got {adaround!r}")
+        for name, flag in (("equalize", equalize), ("bias_correction", bias_correction)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{name}: expected True or False, got {flag!r}")
         asked = {"smooth": smooth is not None, "adaround": adaround, "bias_correction": bias_correction}
         needy = [name for name, wanted in asked.items() if wanted]
         if needy and data is None:
@@ -102,14 +107,14 @@ class PTQ_Quantizer(Quantizer):
         """Equalize and smooth, while everything is float."""
         layers = _weighted_calls(module, settings)
         if self.equalize:
+            self._doubt_equalization(module, settings)
             self._tell("equalize", equalize(module, layers))
         if self.smooth is not None:
             linear = [node for node in layers if is_linear(node)]
             self._tell("smooth", smooth(module, linear, self.run_data, self.smooth))
 
-    def attach(self, module: CompiledModule, settings: dict[str, QuantSettings]) -> None:
-        """As the base's; then learn rounding and correct biases."""
-        super().attach(module, settings)
+    def finish(self, module: CompiledModule) -> None:
+        """Learn rounding and correct biases."""
         names = {n for layer in self.settings for n in self._nodes.get(layer, ())}
         layers = [n for n in module.graph.nodes if n.name in names and "weight" in tensors_of(n)]
         with eval_mode(module):
@@ -117,6 +122,25 @@ class PTQ_Quantizer(Quantizer):
                 self._tell("adaround", adaround(module, layers, self.data, self.adaround))
             if self.bias_correction and self.data is not None:
                 self._tell("bias_correction", correct_biases(module, layers, self.data))
+        lost = lost_channels(module, layers)
+        if lost:
+            told = ", ".join(f"{name!r} ({some} of {all_})" for name, (some, all_) in lost.items())
+            warnings.warn(
+                f"fxcompress: one scale for a whole weight rounds output channels to nothing: {told}; give "
+                "'quant_scheme': {'weight': 'per_channel_symmetric'}, or try equalize=True or more bits",
+                stacklevel=4,
+            )
+
+    def _doubt_equalization(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
+        """Note where weights gain nothing by equalization."""
+        schemes = [s.quant_scheme["weight"] for s in settings.values() if "weight" in s.quant_types]
+        each = sum(scheme.startswith("per_channel") for scheme in schemes)
+        if each:
+            module.notes = (
+                *module.notes,
+                f"equalize: the weights of {each} of {len(schemes)} layers have a scale per output channel "
+                "and need it not; only activations with uneven channels may gain: compare without it",
+            )
 
     def _tell(self, method: str, outcome: Outcome) -> None:
         """Keep what was done, and note it in a line with the module."""
@@ -126,6 +150,10 @@ class PTQ_Quantizer(Quantizer):
         if outcome.changed:
             words += f"; {len(outcome.changed)} parameters are no longer those of the model it was made from"
         module.notes = (*module.notes, words)
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _weighted_calls(module: CompiledModule, settings: Mapping[str, QuantSettings]) -> list[fx.Node]:

@@ -18,6 +18,6 @@ def register(cls: Q) -> Q:
     Raises:
         ConfigError: if the name is taken by a quantizer for other types.
     """
-    register_quantizer(cls.name, cls.op_types, cls.own_defaults())
+    register_quantizer(cls.name, cls.op_types, cls.own_defaults(), cls.option_names())
     QUANTIZERS[cls.name] = cls
     return cls

@@ -71,3 +71,18 @@ class FakeQuantized(Rule):
         _, quantizer = _quantizer(call, shrink.module)
         if shrink.values.known(operand(call)) is not None:
             quantizer.observing = False
+
+
+@rule("fxcompress.round_bias")
+class RoundedBias(Rule):
+    """``ops.round_bias(b, weight_quantizer, input_quantizer)``: element by element, too."""
+
+    def flow(self, call: Call, flow: Flow) -> None:
+        flow.set(call.node, flow.axes(call.args["bias"]))
+
+    def constants(self, call: Call, values: Values) -> None:
+        known = values.known(call.args["bias"])
+        if known is not None:
+            owner, given = (values.root.get_submodule(str(call.args[n])) for n in ("owner", "input_owner"))
+            with torch.no_grad():
+                values.set_known(call.node, owner.round_bias(known, given))  # type: ignore[operator]

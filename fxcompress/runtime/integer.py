@@ -46,7 +46,7 @@ QUANTIZERS: Mapping[str, Kernel] = {
 }
 
 MOVERS = frozenset(
-    ("ArgMax", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity")
+    ("ArgMax", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool")
     + ("ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose")
     + ("Unsqueeze",)
 )
@@ -57,8 +57,10 @@ _BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 def has_reference(node: Node, inputs: Inputs) -> bool:
     """Whether the interpreter computes ``node`` itself. Resize takes no means only on 8 bits."""
-    if node.op in KERNELS or node.op in QUANTIZERS or _pools_maxima(node):
+    if node.op in KERNELS or node.op in QUANTIZERS:
         return True
+    if node.op == "MaxPool":
+        return _pools_maxima(node)
     return node.op in MOVERS and (node.op != "Resize" or present(inputs, 0).dtype in _BYTES)
 
 

@@ -11,6 +11,7 @@ for epoch in range(epochs):
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,8 @@ from fxcompress.training.batches import run_batches
 from fxcompress.training.optimizers import innermost, trains, watch_steps
 from fxcompress.training.wrapper import LayerWrapper
 
+SHARED = frozenset({"example_inputs", "data", "loss_fn", "dependency_aware"})
+"""Options of constructors that ``fxcompress.compile`` takes itself."""
 LossFn = Callable[[Any, Any], Tensor]
 W = TypeVar("W", bound=LayerWrapper)
 ActivationCollector = Callable[[Any, Any, Any], None]
@@ -66,6 +69,20 @@ class Compressor(ABC, Generic[W]):
         self._watching_steps: list[RemovableHandle] = []
         self._attributes: dict[str, Any] = {}
         self._collectors: dict[int, list[RemovableHandle]] = {}
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """The options of its constructor beside those that all of its kind have: an entry of a config list
+        may give them, ``{"name": ..., option: value}``.
+        """
+        found: list[str] = []
+        for base in cls.__mro__:
+            if "kind" in vars(base):
+                break
+            if "__init__" in vars(base):
+                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+                found += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in SHARED]
+        return tuple(sorted(set(found)))
 
     @abstractmethod
     def compress(self) -> CompiledModule:

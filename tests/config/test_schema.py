@@ -56,8 +56,8 @@ BAD_VALUE: list[tuple[str, object, str]] = [
     (
         "quantizer",
         "qta",
-        "expected one of 'bnn', 'dorefa', 'dynamic', 'gptq', 'lsq', 'naive', 'ptq', 'qat', 'weight_only', "
-        "got 'qta'; did you mean 'qat'?",
+        "expected one of 'bnn', 'dorefa', 'dynamic', 'gptq', 'lsq', 'lsq+', 'naive', 'ptq', 'qat', "
+        "'weight_only', got 'qta'; did you mean 'qat'?",
     ),
     (
         "granularity",
@@ -106,6 +106,11 @@ BAD_VALUE: list[tuple[str, object, str]] = [
         {"input": "affine"},
         "expected one of 'per_tensor_affine', 'per_tensor_symmetric', 'per_channel_affine', "
         "'per_channel_symmetric', got 'affine'; use one of these",
+    ),
+    (
+        "quant_scale",
+        {"weight": "power of two"},
+        "expected one of 'float', 'power_of_two', got 'power of two'; did you mean 'power_of_two'?",
     ),
     (
         "quant_start_step",
@@ -248,6 +253,7 @@ def test_valid_values_are_normalized() -> None:
                 "quant_types": ["output", "weight", "output"],
                 "quant_bits": {"weight": 4},
                 "quant_scheme": "per_tensor_symmetric",
+                "quant_scale": {"input": "power_of_two"},
             },
         )
     )[0]
@@ -258,7 +264,8 @@ def test_valid_values_are_normalized() -> None:
     assert entry.quant_types == ("weight", "output")
     assert entry.quant_bits == PerType(weight=4, input=8, output=8)
     assert entry.quant_scheme == PerType(*["per_tensor_symmetric"] * 3)
-    assert list(entry.quantization) == ["quant_types", "quant_bits", "quant_scheme"]
+    assert entry.quant_scale == PerType("float", "power_of_two", "float")
+    assert list(entry.quantization) == ["quant_types", "quant_bits", "quant_scheme", "quant_scale"]
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 0.5, 0.999, Fraction(1, 4), np.float64(0.25)])

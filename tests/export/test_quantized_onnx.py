@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import fxcompress
 from fxcompress.errors import PassError
-from fxcompress.quantization import PTQ_Quantizer, QAT_Quantizer
+from fxcompress.quantization import QUANTIZERS, PTQ_Quantizer, QAT_Quantizer
 from tests.helpers import Function, image, ready, run
 from tests.runtime.networks import needs_vnni
 
@@ -109,3 +109,50 @@ def test_pruned_and_quantized(tmp_path: Path) -> None:
     assert report.lint.all_integer, str(report.lint)
     assert report.parity is not None
     assert report.parity.mismatches == 0
+
+
+# -- scales of powers of two ---------------------------------------------------------------------------------
+class Residual(nn.Module):
+    """Two residual blocks, one of them strided; pooling over 4 × 4 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.a, self.b = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.down, self.c = nn.Conv2d(12, 16, 1, stride=2), nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.norm_c, self.dw = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 2)
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        x = F.relu(self.down(x) + self.norm_c(self.c(x)))
+        return self.fc(F.adaptive_avg_pool2d(F.relu(self.dw(x)), 1).flatten(1))  # type: ignore[no-any-return]
+
+
+@needs_vnni
+@pytest.mark.parametrize("name", ["qat", "lsq", "ptq"])
+def test_with_scales_of_powers_of_two_the_simulation_is_the_runtime_bit_for_bit(
+    name: str, tmp_path: Path
+) -> None:
+    model, x = ready(Residual()).float(), image(6, 3, 16, 16).float()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    config = [{"quant_bits": 8, "quant_scale": "power_of_two"}]
+    data = {"data": [x]} if name == "ptq" else {}
+    module = QUANTIZERS[name](model, config, optimizer, example_inputs=x, **data).compress()
+    for _ in range(3):
+        optimizer.zero_grad()
+        module.train()(x).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())
+    path = tmp_path / "model.onnx"
+    report = fxcompress.export_onnx(module, path)
+    assert report.lint is not None
+    assert report.lint.all_integer, str(report.lint)
+    session = onnxruntime.InferenceSession(path)
+    for seed in range(5):
+        x = image(64, 3, 16, 16, seed=10 + seed).float()
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        expected = run(module, (x,)).numpy()
+        assert len(np.unique(expected)) > 50
+        np.testing.assert_array_equal(got, expected)

@@ -22,6 +22,7 @@ ELSEWHERE = frozenset((
     "pointwise",  # the rule of all operators that have none of their own
     "fxcompress.gather_channels", "fxcompress.scatter_channels",  # speedup makes them: `law_compaction`
     "fxcompress.fake_quantize",  # quantizers make it: tests/rules/test_quantization.py
+    "fxcompress.round_bias",  # likewise
     "fxcompress.unless_training",  # a write behind dropout: blocks that write in place meet it now and then
     "transformers::grouped_mm_fallback",  # another library defines it
 ))  # fmt: skip

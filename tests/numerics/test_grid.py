@@ -11,6 +11,7 @@ from torch import Tensor
 from fxcompress.errors import ConfigError
 from fxcompress.numerics.grid import SMALLEST_SCALE, Grid
 
+P8 = Grid(8, False, False, power_of_two=True)
 U8, S8 = Grid(8, signed=False, symmetric=False), Grid(8, signed=True, symmetric=True)
 
 
@@ -26,7 +27,9 @@ U8, S8 = Grid(8, signed=False, symmetric=False), Grid(8, signed=True, symmetric=
         (Grid(8, signed=False, symmetric=True), -1.0, 0.5, 1 / 127, 128),
         (Grid(4, signed=True, symmetric=True), -0.7, 0.2, 0.1, 0),
         (Grid(1, signed=False, symmetric=False), 0.0, 3.0, 3.0, 0),
-        (Grid(8, False, False, power_of_two=True), 0.0, 5.0, 2.0**-5, 0),
+        (P8, 0.0, 5.0, 2.0**-5, 0),
+        (P8, 0.0, 255 / 64, 2.0**-6, 0),  # already one
+        (P8, -1.0, 5.0, 2.0**-5, 32),
     ],
 )
 def test_scale_and_zero_point(grid: Grid, low: float, high: float, scale: float, zero_point: int) -> None:
@@ -54,7 +57,7 @@ def test_one_signed_symmetric_bit_is_refused() -> None:
 
 
 def test_a_tensor_of_zeros_has_a_scale() -> None:
-    for grid in (U8, S8, Grid(8, False, False, power_of_two=True)):
+    for grid in (U8, S8, P8):
         scale, zero_point = grid.parameters(torch.zeros(()), torch.zeros(()))
         assert scale.item() >= SMALLEST_SCALE
         assert grid.fake_quantize(torch.zeros(3), scale, zero_point).tolist() == [0.0] * 3

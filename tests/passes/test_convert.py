@@ -109,3 +109,12 @@ def test_quantizers_that_do_not_round_change_nothing() -> None:
     assert torch.equal(run(convert(module), (X,)), run(module, (X,)))
     torch.testing.assert_close(run(module, (X,)), run(model(), (X,)), rtol=1e-5, atol=1e-5)
     assert len(quantizers(expected)) == len(quantizers(module))
+
+
+def test_a_transposed_convolution_in_groups_keeps_its_bias_in_floats() -> None:
+    model = ready(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2))).float()
+    x = image(2, 4, 5, 5).float()
+    module = PTQ_Quantizer(model, [{"quant_bits": 8}], example_inputs=x, data=[x]).compress().eval()
+    twin = convert(module)
+    assert torch.allclose(run(twin, (x,)), run(module, (x,)), rtol=1e-6, atol=1e-6)
+    assert "0.bias" in twin.state_dict()

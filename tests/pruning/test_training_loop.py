@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import cross_entropy
 
@@ -30,7 +30,7 @@ from fxcompress.pruning import (
 )
 from tests.comparing import relative_error, run
 from tests.helpers import EXACT, image, ready
-from tests.processes import CONFIG, batches, everything, net, worker
+from tests.processes import CONFIG, batches, everything, net, together
 
 X = image(4, 3, 6, 6)
 LR = 0.05
@@ -346,11 +346,7 @@ def test_inductor_trains_under_changing_masks() -> None:
 
 # -- several processes ---------------------------------------------------------------------------------------
 def test_two_processes_choose_and_train_what_one_does(tmp_path: Path) -> None:
-    context: Any = multiprocessing.spawn(worker, args=(2, str(tmp_path)), nprocs=2, join=False)  # type: ignore[attr-defined, no-untyped-call]
-    alone = everything()
-    while not context.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone, (first, second) = together(tmp_path, everything)
     assert alone.keys() == first.keys() == second.keys()
     for name, expected in alone.items():
         assert expected["masks"], name

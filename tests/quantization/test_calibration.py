@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import ConfigError, ExportError
-from fxcompress.quantization import PTQ_Quantizer, QAT_Quantizer
+from fxcompress.quantization import QUANTIZERS, PTQ_Quantizer, QAT_Quantizer
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -82,3 +82,11 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         calibrated().load_calibration_config(tmp_path / "c.json")
     with pytest.raises(ExportError, match="Expected a calibration file that export_model wrote"):
         calibrated().load_calibration_config(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("name", ["dorefa", "bnn"])
+def test_what_has_no_grid_has_no_entry(name: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    quantizer = QUANTIZERS[name](model, [{"quant_bits": 2}], example_inputs=torch.zeros(1, 4))
+    quantizer.compress()
+    assert quantizer.export_model(tmp_path / "w.pt", tmp_path / "c.json") == {"0": {}, "1": {}}

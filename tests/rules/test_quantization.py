@@ -32,16 +32,17 @@ def convnet() -> nn.Module:
     return ready(Function(forward, **layers)).float()
 
 
-def both(quantizer: str, bits: int) -> fxcompress.CompiledModule:
+def both(quantizer: str, bits: int, **keys: Any) -> fxcompress.CompiledModule:
     config: list[dict[str, Any]] = [
-        {"sparsity": 0.5, "op_types": ["Conv2d"]}, {"quant_bits": bits, "quantizer": quantizer}
+        {"sparsity": 0.5, "op_types": ["Conv2d"]}, {"quant_bits": bits, "quantizer": quantizer, **keys}
     ]  # fmt: skip
     return fxcompress.compile(convnet(), config, X, data=[X])
 
 
+@pytest.mark.parametrize("scale", ["float", "power_of_two"])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_pruned_and_quantized_module_shrinks_exactly(bits: int) -> None:
-    module = both("ptq", bits)
+def test_a_pruned_and_quantized_module_shrinks_exactly(bits: int, scale: str) -> None:
+    module = both("ptq", bits, quant_scale=scale)
     small = fxcompress.speedup(module)
     shapes = {name: weight_shape(small, name) for name in ("c1", "c2", "c3", "fc")}
     assert shapes == {"c1": (4, 3, 3, 3), "c2": (6, 4, 3, 3), "c3": (4, 6, 3, 3), "fc": (5, 4)}
