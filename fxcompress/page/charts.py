@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fxcompress.page import svg
-from fxcompress.page.data import NoiseRow
 from fxcompress.page.text import Pair, amount, arrow, decibels, shortened
+from fxcompress.sqnr import SqnrReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
 
 
 @svg.style()
-def noise(rows: Sequence[NoiseRow]) -> Figure:
+def noise(report: SqnrReport) -> Figure:
     """The layers that rounding hurts most, in decibels: at their own output, and at the model's."""
-    worst = sorted(rows, key=_cost)[:NOISE_ROWS]
+    worst = report.worst()[:NOISE_ROWS]
     figure, axes = _rows([row.layer for row in worst], "signal to quantization noise, dB")
     kinds = [("at the layer's output", svg.BEFORE, [row.local for row in worst])]
     if all(row.end_to_end is not None for row in worst):
@@ -76,10 +76,6 @@ def curves(results: Mapping[str, Mapping[float, float]]) -> Figure:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=2)
     return figure
-
-
-def _cost(row: NoiseRow) -> float:
-    return row.local if row.end_to_end is None else row.end_to_end
 
 
 def _rows(names: Sequence[str], title: str) -> tuple[Figure, Axes]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
@@ -19,39 +19,8 @@ from fxcompress.report import Report
 
 if TYPE_CHECKING:
     from fxcompress.export.onnx import OnnxReport
-
-
-class NoiseRow(Protocol):
-    """What is read of a row of ``SqnrReport``."""
-
-    @property
-    def layer(self) -> str: ...
-    @property
-    def op(self) -> str: ...
-    @property
-    def tensors(self) -> Mapping[str, float]: ...
-    @property
-    def local(self) -> float: ...
-    @property
-    def accumulated(self) -> float: ...
-    @property
-    def end_to_end(self) -> float | None: ...
-
-
-class NoiseReport(Protocol):
-    """What is read of ``SqnrReport``."""
-
-    @property
-    def rows(self) -> Sequence[NoiseRow]: ...
-    @property
-    def total(self) -> float: ...
-
-
-class Curves(Protocol):
-    """What is read of ``SensitivityAnalysis``."""
-
-    @property
-    def results(self) -> Mapping[str, Mapping[float, float]]: ...
+    from fxcompress.sensitivity import SensitivityAnalysis
+    from fxcompress.sqnr import SqnrReport
 
 
 @dataclass(frozen=True)
@@ -59,8 +28,8 @@ class Extras:
     """What was measured besides the report itself; each may be missing."""
 
     onnx: OnnxReport | None = None
-    sensitivity: Curves | Mapping[str, Mapping[float, float]] | None = None
-    sqnr: NoiseReport | None = None
+    sensitivity: SensitivityAnalysis | Mapping[str, Mapping[float, float]] | None = None
+    sqnr: SqnrReport | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
 
 
@@ -98,7 +67,7 @@ def collect(subject: CompiledModule | Report, extras: Extras, *, latency: bool =
         notes=report.notes,
         graph=None if drawn is None else layer_graph(drawn, layers),
         sensitivity=_curves(extras.sensitivity),
-        noise=None if extras.sqnr is None else _noise(extras.sqnr),
+        sqnr=extras.sqnr,
         onnx=None if extras.onnx is None else _onnx(extras.onnx),
         missing=(),
     )
@@ -146,20 +115,12 @@ def _layers(report: Report, seconds: Mapping[str, data.Amounts]) -> Iterator[dat
 
 
 def _curves(
-    given: Curves | Mapping[str, Mapping[float, float]] | None,
+    given: SensitivityAnalysis | Mapping[str, Mapping[float, float]] | None,
 ) -> dict[str, dict[float, float]] | None:
     if given is None:
         return None
-    results: Any = given if isinstance(given, Mapping) else given.results
+    results = given if isinstance(given, Mapping) else given.results
     return {layer: dict(sorted(curve.items())) for layer, curve in results.items()}
-
-
-def _noise(report: NoiseReport) -> data.Noise:
-    rows = (
-        data.NoiseRow(r.layer, r.op, dict(r.tensors), r.local, r.accumulated, r.end_to_end)
-        for r in report.rows
-    )
-    return data.Noise(tuple(rows), report.total)
 
 
 def _onnx(report: OnnxReport) -> data.Onnx:

@@ -7,14 +7,14 @@ stands for what is not known.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
+from fxcompress.export.tables import writable
 from fxcompress.report import Change, Kept, Shape
+from fxcompress.sqnr import SqnrReport
 
 Number = int | float
 
@@ -79,26 +79,6 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class NoiseRow:
-    """The signal to quantization noise ratios of one layer in decibels, infinite without noise."""
-
-    layer: str
-    op: str
-    tensors: Mapping[str, float]
-    local: float
-    accumulated: float
-    end_to_end: float | None = None
-
-
-@dataclass(frozen=True)
-class Noise:
-    """``total``: at the output of the model, everything rounded."""
-
-    rows: tuple[NoiseRow, ...]
-    total: float
-
-
-@dataclass(frozen=True)
 class FloatOperator:
     """An operator that onnxruntime runs in float, why, and what to do."""
 
@@ -152,13 +132,14 @@ class PageData:
     notes: tuple[str, ...]
     graph: Graph | None
     sensitivity: Mapping[str, Mapping[float, float]] | None
-    noise: Noise | None
+    sqnr: SqnrReport | None
     onnx: Onnx | None
     missing: tuple[Missing, ...]
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return the data as JSON text; infinite figures are the string ``"inf"``."""
-        return json.dumps(_plain(self), indent=indent, allow_nan=False)
+        kept = [item._asdict() for item in self.kept]
+        return json.dumps(writable({**asdict(self), "kept": kept}), indent=indent)
 
     @staticmethod
     def from_json(text: str | bytes) -> PageData:
@@ -168,16 +149,3 @@ class PageData:
             pydantic.ValidationError: naming each field that is not as it should be.
         """
         return TypeAdapter(PageData).validate_json(text)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` in dicts, lists, strings and finite numbers."""
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Kept):
-        return value._asdict()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

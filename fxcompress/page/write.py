@@ -12,7 +12,7 @@ from fxcompress.export.files import replacing
 from fxcompress.graph.module import CompiledModule
 from fxcompress.page import charts
 from fxcompress.page.blocks import blocks
-from fxcompress.page.collect import Curves, Extras, NoiseReport, collect
+from fxcompress.page.collect import Extras, collect
 from fxcompress.page.data import Amounts, PageData
 from fxcompress.page.drawing import draw
 from fxcompress.page.html import render, safe
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fxcompress.export.onnx import OnnxReport
+    from fxcompress.sensitivity import SensitivityAnalysis
+    from fxcompress.sqnr import SqnrReport
 
 ROWS = 60
 """Bars of a chart; more layers are added up by block."""
@@ -34,8 +36,8 @@ def write_report(
     subject: CompiledModule | Report,
     *,
     onnx: OnnxReport | None = None,
-    sensitivity: Curves | Mapping[str, Mapping[float, float]] | None = None,
-    sqnr: NoiseReport | None = None,
+    sensitivity: SensitivityAnalysis | Mapping[str, Mapping[float, float]] | None = None,
+    sqnr: SqnrReport | None = None,
     metrics: Mapping[str, tuple[float, float]] | None = None,
     latency: bool = True,
 ) -> PageData:
@@ -80,8 +82,8 @@ def page(found: PageData, json_name: str = "") -> str:
         json_name=json_name,
         graph=None if found.graph is None else safe(draw(found.graph)),
         bars=list(_bars(found)),
-        noise=_picture(charts.noise(found.noise.rows), "noise", "Layers that rounding hurts most")
-        if found.noise and found.noise.rows
+        noise=_picture(charts.noise(found.sqnr), "noise", "Layers that rounding hurts most")
+        if found.sqnr and found.sqnr.rows
         else None,
         curves=_picture(charts.curves(found.sensitivity), "curves", "Metric over sparsity by layer")
         if found.sensitivity
