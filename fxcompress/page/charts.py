@@ -41,18 +41,18 @@ def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
 def noise(report: SqnrReport) -> Figure:
     """The layers that rounding hurts most, in decibels: at their own output, and at the model's."""
     worst = report.worst()[:NOISE_ROWS]
-    figure, axes = _rows([row.layer for row in worst], "signal to quantization noise, dB")
-    kinds = [("at the layer's output", svg.BEFORE, [row.local for row in worst])]
+    figure, axes = _rows([row.layer for row in worst], "signal to quantization noise, dB", 0.24)
+    kinds = [("at the layer's output", svg.SERIES[0], [row.local for row in worst])]
     if all(row.end_to_end is not None for row in worst):
         ends = [row.end_to_end or 0.0 for row in worst]
-        kinds.append(("at the model's output", svg.AFTER, ends))
+        kinds.append(("at the model's output", svg.SERIES[1], ends))
     height = 0.8 / len(kinds)
     for number, (label, color, values) in enumerate(kinds):
         places = [i + (number - (len(kinds) - 1) / 2) * height for i in range(len(worst))]
         axes.barh(places, [v if math.isfinite(v) else 0.0 for v in values], height, color=color, label=label)
         for place, value in zip(places, values, strict=True):
             start = value if math.isfinite(value) else 0.0
-            axes.text(start + 0.5, place, decibels(value), va="center", color=svg.MUTED, size=5.5)
+            axes.text(start + 0.5, place, decibels(value), va="center", color=svg.MUTED, size=6)
     axes.margins(x=0.12)
     figure.legend(loc="outside lower left", ncols=2)
     return figure
@@ -64,23 +64,20 @@ def curves(results: Mapping[str, Mapping[float, float]]) -> Figure:
     figure, axes = svg.figure(3.4)
     _title(axes, "metric over the sparsity of one layer")
     lowest = sorted(results, key=lambda layer: min(results[layer].values(), default=math.inf))
-    for layer in reversed(lowest):
-        number = lowest.index(layer)
-        x, y = list(results[layer]), list(results[layer].values())
-        if number < len(svg.SERIES):
-            label = shortened(layer, NAME)
-            axes.plot(x, y, color=svg.SERIES[number], marker="o", markersize=2.5, label=label, zorder=3)
-        else:
-            axes.plot(x, y, color=svg.LINE, linewidth=0.8)
+    named = lowest[: len(svg.SERIES)]
+    for layer in lowest[len(named) :]:
+        axes.plot(list(results[layer]), list(results[layer].values()), color=svg.LINE, linewidth=0.8)
+    for layer, color in reversed(list(zip(named, svg.SERIES, strict=False))):
+        axes.plot(list(results[layer]), list(results[layer].values()), ".-", color=color)
     axes.set_xlabel("sparsity")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=2)
+    labels = [shortened(layer, NAME) for layer in named]
+    figure.legend(axes.lines[::-1][: len(named)], labels, loc="outside lower left", ncols=2)
     return figure
 
 
-def _rows(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
-    """A chart with one row per name, the first one on top."""
-    figure, axes = svg.figure(0.8 + 0.155 * max(3, len(names)))
+def _rows(names: Sequence[str], title: str, height: float = 0.155) -> tuple[Figure, Axes]:
+    """A chart with one row per name, of ``height`` inches, the first one on top."""
+    figure, axes = svg.figure(0.8 + height * max(3, len(names)))
     _title(axes, title)
     axes.set_yticks(range(len(names)), [shortened(name, NAME) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)

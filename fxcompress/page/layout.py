@@ -123,14 +123,14 @@ def _positions(
 
 def _apart(wishes: Sequence[float], widths: Sequence[float], gap: float) -> list[float]:
     """The positions nearest to ``wishes`` in the same order without overlap: isotonic regression, each
-    weighted by the cube of its width.
+    weighted by a high power of its width: lanes give way to boxes.
     """
     shifts = [0.0]
     for left, right in pairwise(widths):
         shifts.append(shifts[-1] + (left + right) / 2 + gap)
     pools: list[tuple[float, float, int]] = []  # weighted mean, weight, how many
     for wish, shift, width in zip(wishes, shifts, widths, strict=False):
-        mean, weight, count = wish - shift, width**3, 1
+        mean, weight, count = wish - shift, width**8, 1
         while pools and pools[-1][0] >= mean:
             other, heavy, more = pools.pop()
             mean = (mean * weight + other * heavy) / (weight + heavy)

@@ -69,7 +69,7 @@ def decibels(value: float | None) -> str:
     """One decimal; an infinite ratio is no noise at all."""
     if value is None:
         return "–"
-    return "∞" if value == float("inf") else f"{value:.1f}"
+    return f"{value:.1f}".replace("inf", "∞")
 
 
 def shortened(name: str, length: int) -> str:
