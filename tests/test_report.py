@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import SpeedupError
-from fxcompress.report import Change, Kept, LayerChange, Report, _layer_changes, make_report
+from fxcompress.report import Change, Kept, LayerChange, Report, Subjects, _layer_changes, make_report
 
 INPUTS = torch.randn(2, 3, 8, 8)
 
@@ -135,10 +135,10 @@ def test_channels_are_those_of_the_output_and_parameters_all_of_the_layers() -> 
 def test_subjects_are_there_as_long_as_they_are_alive() -> None:
     before, after = pair()
     report = make_report(before, after, INPUTS)
-    assert report.subjects == (before, after, ((INPUTS,), {}))
+    assert report.subjects == Subjects(before, after, ((INPUTS,), {}))
     del before
     gc.collect()
-    assert report.subjects == (None, after, ((INPUTS,), {}))
+    assert report.subjects == Subjects(None, after, ((INPUTS,), {}))
     assert Report(Change(0, 0), Change(0, 0), (), (), ()).subjects is None
 
 

@@ -52,9 +52,12 @@ class Layer:
     latency: Amounts | None = None
 
     @property
-    def mixes(self) -> bool:
-        """Whether it mixes channels, as convolutions do; norms scale and shift them."""
-        return sum(size > 1 for size in self.before or self.after or ()) > 1
+    def is_matrix(self) -> bool:
+        """Whether its weight is a matrix or more, as a convolution's; norms, which scale and shift, are not,
+        nor are free parameters such as a layer scale of shape ``C×1×1``.
+        """
+        sizes = self.before or self.after or ()
+        return len(sizes if self.type != "Parameter" else [s for s in sizes if s > 1]) > 1
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def layer_graph(module: fx.GraphModule, layers: Sequence[Layer], *, limit: int =
         layers: the figures of its layers.
         limit: how many nodes there may be before they are drawn as blocks.
     """
-    wide = {layer.name: layer for layer in layers if layer.mixes}
+    wide = {layer.name: layer for layer in layers if layer.is_matrix}
     steps: list[_Step] = []
     edges: list[tuple[int, int]] = []
     drawn: dict[fx.Node, tuple[int, ...]] = {}  # node → the steps its value comes from

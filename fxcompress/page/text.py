@@ -45,7 +45,7 @@ def change(before: float | None, after: float | None, unit: str = "") -> str:
     if before is None or after is None:
         return ""
     if unit == "metric":
-        return f"{after - before:+.4g}"
+        return f"{after - before:+.3g}"
     return f"{after / before - 1:+.1%}" if before else ""
 
 

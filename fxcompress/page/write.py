@@ -54,8 +54,8 @@ def write_report(
         sensitivity: a ``SensitivityAnalysis`` that ran, or its results: layer → sparsity → metric.
         sqnr: what ``fxcompress.sqnr.sqnr`` returned.
         metrics: name → figures before and after: accuracies, losses.
-        latency: measure the latency of the whole model and of each layer, on the example inputs; needs both
-            modules alive.
+        latency: measure the latency of the whole model and of each layer, masked against small, on the
+            example inputs; needs both modules alive.
 
     Raises:
         FxcompressError: if ``subject`` has no report, ``path`` does not end in ``.html``, or matplotlib or
@@ -92,7 +92,7 @@ def page(found: PageData, json_name: str = "") -> str:
 
 
 def _bars(found: PageData) -> Iterator[Markup]:
-    layers = [layer for layer in found.layers if layer.mixes]
+    layers = [layer for layer in found.layers if layer.is_matrix]
     rows = blocks([tuple(layer.name.split(".")) for layer in layers], ROWS)
     told = "by block" if len(rows) < len(layers) else "by layer"
     for name, unit in (("channels", ""), ("parameters", ""), ("macs", ""), ("latency", "s")):

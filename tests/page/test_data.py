@@ -131,3 +131,18 @@ def test_a_module_without_a_report_is_refused_with_the_remedy() -> None:
     model = fxcompress.capture(nn.Linear(3, 2), torch.randn(1, 3))
     with pytest.raises(FxcompressError, match=r"got Linear without a report.*make_report"):
         collect(model, Extras())
+
+
+@pytest.mark.parametrize(
+    ("type", "shape", "is_matrix"),
+    [
+        ("Conv2d", (16, 1, 1, 1), True),
+        ("Linear", (1, 1), True),
+        ("BatchNorm2d", (16,), False),
+        ("Parameter", (1, 197, 192), True),
+        ("Parameter", (96, 1, 1), False),
+    ],
+)
+def test_charts_and_graph_show_matrices(type: str, shape: tuple[int, ...], is_matrix: bool) -> None:
+    assert Layer("a", type, shape, shape, Change(1, 1)).is_matrix is is_matrix
+    assert Layer("a", type, None, shape, Change(0, 1)).is_matrix is is_matrix

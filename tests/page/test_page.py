@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import fxcompress
 from fxcompress.errors import ExportError, FxcompressError
 from fxcompress.page import PageData, page
-from fxcompress.page import write as writing
 from fxcompress.page.collect import Extras, collect
 from fxcompress.page.data import FloatOperator, Missing
 from fxcompress.report import Kept, make_report
@@ -175,7 +174,7 @@ def test_a_large_net_stays_readable() -> None:
 def test_page_and_json_are_put_in_place_together(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("old")
     small = pruned().small
-    interrupted = mock.patch.object(writing.PageData, "to_json", side_effect=KeyboardInterrupt)
+    interrupted = mock.patch.object(PageData, "to_json", side_effect=KeyboardInterrupt)
     with interrupted, pytest.raises(KeyboardInterrupt):
         fxcompress.write_report(tmp_path / "report.html", small, latency=False)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"report.html": "old"}

@@ -31,8 +31,8 @@ def test_bars_are_as_long_as_their_amounts() -> None:
     with svg.style():
         axes = charts.bars("channels", PAIRS).axes[0]
     before, after = axes.containers
-    assert [patch.get_width() for patch in before] == [64, 10]  # type: ignore[attr-defined]
-    assert [patch.get_width() for patch in after] == [32, 10]  # type: ignore[attr-defined]
+    assert [patch.get_width() for patch in before] == [64, 10]
+    assert [patch.get_width() for patch in after] == [32, 10]
 
 
 def test_a_picture_takes_the_colors_and_the_font_of_the_page() -> None:
@@ -76,7 +76,7 @@ def test_an_infinite_ratio_is_said_not_drawn() -> None:
     rows = (LayerSqnr("a", "", {}, float("inf"), 1.0, 20.0), LayerSqnr("b", "", {}, 10.0, 1.0, 30.0))
     figure = charts.noise(SqnrReport(rows, 1.0))
     assert "∞" in texts(inline(figure, "a", "noise"))
-    widths = [patch.get_width() for c in figure.axes[0].containers for patch in c]  # type: ignore[attr-defined]
+    widths = [patch.get_width() for c in figure.axes[0].containers for patch in c]
     assert widths == [0.0, 10.0, 20.0, 30.0]
 
 
