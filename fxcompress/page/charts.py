@@ -20,15 +20,15 @@ NOISE_ROWS = 30
 
 
 @svg.style()
-def bars(title: str, pairs: Mapping[str, Pair], unit: str = "") -> Figure:
+def bars(title: str, pairs: Sequence[tuple[str, Pair]], unit: str = "") -> Figure:
     """Two amounts per name, the later one in front of the earlier one."""
-    figure, axes = _rows(list(pairs), title)
+    figure, axes = _rows([name for name, _ in pairs], title)
     places = range(len(pairs))
-    old, new = [pair.before for pair in pairs.values()], [pair.after for pair in pairs.values()]
-    axes.barh(places, old, height=0.8, color=svg.BEFORE, label="before")
-    axes.barh(places, new, height=0.8, color=svg.AFTER, label="after")
+    old, new = [pair.before for _, pair in pairs], [pair.after for _, pair in pairs]
+    axes.barh(places, old, height=0.8, color=svg.BEFORE)
+    axes.barh(places, new, height=0.8, color=svg.AFTER)
     end = max([*old, *new, 1e-12])
-    for place, pair in enumerate(pairs.values()):
+    for place, (_, pair) in enumerate(pairs):
         start = max(pair.before, pair.after) + 0.02 * end
         axes.text(start, place, arrow(pair, unit), va="center", color=svg.MUTED, size=7)
     axes.set_xlim(0, 1.45 * end)

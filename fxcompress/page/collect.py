@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from fxcompress.errors import FxcompressError
+from fxcompress.graph.cost import Call
 from fxcompress.graph.layer_latency import compare_layer_latency
 from fxcompress.graph.module import CompiledModule
 from fxcompress.page import data
@@ -43,26 +44,20 @@ def collect(subject: CompiledModule | Report, extras: Extras, *, latency: bool =
     modules = report.subjects
     before, after = (modules.before, modules.after) if modules else (None, None)
     after = subject if isinstance(subject, nn.Module) else after
-    by_layer: dict[str, data.Amounts] = {}
+    seconds: dict[str, data.Amounts] = {}
     if latency and modules and before is not None and after is not None:
         if report.latency is None:
             report = report.measure_latency(before, after)
         if isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule):
-            timed = compare_layer_latency({"before": before, "after": after}, modules.inputs)
-            names = dict.fromkeys([*timed["before"], *timed["after"]])
-            sides = [{name: time.median for name, time in timed[s].items()} for s in ("before", "after")]
-            by_layer = {n: data.Amounts(sides[0].get(n, 0.0), sides[1].get(n, 0.0)) for n in names}
-    layers = tuple(_layers(report, by_layer))
+            seconds = _seconds(before, after, modules.inputs)
+    layers = tuple(_layers(report, seconds))
+    others = [seconds[name] for name in seconds.keys() - {layer.name for layer in layers}]
     drawn = next((m for m in (before, after) if isinstance(m, fx.GraphModule)), None)
-    named = {layer.name for layer in layers}
-    others = [seconds for name, seconds in by_layer.items() if name not in named]
     found = data.PageData(
         model="model" if after is None else str(after._get_name()),
         totals=tuple(_totals(report, extras)),
         layers=layers,
-        other_latency=data.Amounts(sum(s.before for s in others), sum(s.after for s in others))
-        if others
-        else None,
+        other_latency=data.added(others),
         kept=report.kept,
         notes=report.notes,
         graph=None if drawn is None else layer_graph(drawn, layers),
@@ -84,6 +79,13 @@ def _report_of(subject: CompiledModule | Report) -> Report:
     return report
 
 
+def _seconds(before: fx.GraphModule, after: fx.GraphModule, inputs: Call) -> dict[str, data.Amounts]:
+    """Median seconds per layer, and per operator without weights."""
+    timed = compare_layer_latency({"before": before, "after": after}, inputs)
+    old, new = ({name: time.median for name, time in side.items()} for side in timed.values())
+    return {n: data.Amounts(old.get(n, 0.0), new.get(n, 0.0)) for n in dict.fromkeys([*old, *new])}
+
+
 def _totals(report: Report, extras: Extras) -> Iterator[data.Total]:
     for name, (old, new) in (extras.metrics or {}).items():
         yield data.Total(name, old, new, "metric")
@@ -95,7 +97,7 @@ def _totals(report: Report, extras: Extras) -> Iterator[data.Total]:
     if report.latency is not None:
         old, new = (latency.median for latency in report.latency)
         yield data.Total("latency in PyTorch", old, new, "s")
-    if extras.onnx is not None:
+    if extras.onnx is not None and extras.onnx.path.is_file():
         yield data.Total("ONNX file", None, _size(extras.onnx.path), "bytes")
 
 

@@ -7,7 +7,7 @@ stands for what is not known.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
@@ -34,8 +34,14 @@ class Total:
 class Amounts:
     """An amount before and after."""
 
-    before: float
-    after: float
+    before: Number
+    after: Number
+
+
+def added(pairs: Iterable[Amounts | Change | None]) -> Amounts | None:
+    """The sums of those that are known, ``None`` where none is."""
+    known = [pair for pair in pairs if pair is not None]
+    return Amounts(sum(pair.before for pair in known), sum(pair.after for pair in known)) if known else None
 
 
 @dataclass(frozen=True)

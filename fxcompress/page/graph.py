@@ -110,4 +110,4 @@ def _block(name: str, steps: Sequence[_Step]) -> GraphNode:
     kind = next((step.classes[name] for step in steps if name in step.classes), "")
     sizes = {s.node.name: s.node.parameters for s in steps if s.node.parameters is not None}
     total = Change(sum(c.before for c in sizes.values()), sum(c.after for c in sizes.values()))
-    return GraphNode(name, "block", kind, sum(s.node.layers for s in steps), None, total)
+    return GraphNode(name, "block", kind, len(sizes), None, total)

@@ -122,6 +122,6 @@ def _own(key: str, value: str, name: str) -> str:
     value = value.replace("url(#", f"url(#{name}-")
     if key == "style":
         value = re.sub(r"font-family:[^;]*;?", "", value)
-        value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
+        value = re.sub(r"(font: [^;]*?[\d.]+px) [^;]*", r"\1 system-ui, sans-serif", value)
         value = re.sub(r"#[0-9a-f]{6}", lambda match: COLORS.get(match[0], match[0]), value)
     return value

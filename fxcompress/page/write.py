@@ -13,7 +13,7 @@ from fxcompress.graph.module import CompiledModule
 from fxcompress.page import charts
 from fxcompress.page.blocks import blocks
 from fxcompress.page.collect import Extras, collect
-from fxcompress.page.data import Amounts, PageData
+from fxcompress.page.data import PageData, added
 from fxcompress.page.drawing import draw
 from fxcompress.page.html import render, safe
 from fxcompress.page.svg import inline
@@ -96,11 +96,8 @@ def _bars(found: PageData) -> Iterator[Markup]:
     rows = blocks([tuple(layer.name.split(".")) for layer in layers], ROWS)
     told = "by block" if len(rows) < len(layers) else "by layer"
     for name, unit in (("channels", ""), ("parameters", ""), ("macs", ""), ("latency", "s")):
-        pairs: dict[str, Amounts] = {}
-        for block, members in rows:
-            known = [pair for pair in (getattr(layers[i], name) for i in members) if pair is not None]
-            if known:
-                pairs[block] = Amounts(sum(pair.before for pair in known), sum(pair.after for pair in known))
+        sums = [(block, added(getattr(layers[i], name) for i in members)) for block, members in rows]
+        pairs = [(block, pair) for block, pair in sums if pair is not None]
         if pairs:
             title = f"{'MACs' if name == 'macs' else name} {told}"
             yield _picture(charts.bars(title, pairs, unit), name, f"Bars of {title}, before and after")

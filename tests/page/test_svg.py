@@ -15,7 +15,7 @@ from fxcompress.page.svg import inline
 from fxcompress.sqnr import LayerSqnr, SqnrReport
 from tests.page.example import example
 
-PAIRS = {"conv": Amounts(64, 32), "head": Amounts(10, 10)}
+PAIRS = [("conv", Amounts(64, 32)), ("head", Amounts(10, 10))]
 
 
 def texts(picture: str) -> list[str]:
@@ -33,6 +33,11 @@ def test_bars_are_as_long_as_their_amounts() -> None:
     before, after = axes.containers
     assert [patch.get_width() for patch in before] == [64, 10]
     assert [patch.get_width() for patch in after] == [32, 10]
+
+
+def test_layers_may_have_the_same_name() -> None:
+    picture = inline(charts.bars("channels", [("a", Amounts(2, 1)), ("a", Amounts(8, 4))]), "a", "bars")
+    assert texts(picture).count("a") == 2
 
 
 def test_a_picture_takes_the_colors_and_the_font_of_the_page() -> None:
@@ -56,7 +61,7 @@ def test_pictures_on_one_page_share_no_identifier() -> None:
 @pytest.mark.parametrize("name", ["<script>", "$x^2$", "a & b", "'\"", 'id="x"', "url(#x)", "_private"])
 def test_names_are_shown_as_they_are(name: str) -> None:
     pictures = (
-        inline(charts.bars("channels", {name: Amounts(2, 1)}), "a", "bars"),
+        inline(charts.bars("channels", [(name, Amounts(2, 1))]), "a", "bars"),
         inline(charts.noise(SqnrReport((LayerSqnr(name, "", {}, 1.0, 1.0),), 1.0)), "b", "noise"),
         inline(charts.curves({name: {0.0: 1.0, 0.5: 0.5}}), "c", "curves"),
     )
