@@ -9,9 +9,10 @@ import matplotlib as mpl
 import pytest
 
 from fxcompress.page import charts, svg
-from fxcompress.page.data import Amounts
+from fxcompress.page.data import Amounts, Graph, GraphNode
 from fxcompress.page.drawing import draw
 from fxcompress.page.svg import inline
+from fxcompress.report import Change
 from fxcompress.sqnr import LayerSqnr, SqnrReport
 from tests.page.example import example
 
@@ -100,3 +101,22 @@ def test_the_graph_shows_widths_and_what_is_left_of_them() -> None:
     widths = {r.get("class"): float(r.get("width", "0")) for r in groups["block.conv1"].iter("rect")}
     assert widths["after"] == pytest.approx(widths["before"] / 2)
     assert len(list(root.iter("path"))) == len(graph.edges)
+
+
+def test_what_is_gone_is_said_and_a_block_tells_how_many_layers_it_has() -> None:
+    nodes = (
+        GraphNode("a", "layer", "Linear", 1, Change(8, 0), Change(72, 0)),
+        GraphNode("b", "block", "Bottleneck", 4, None, Change(20_000, 5_000)),
+    )
+    root = ET.fromstring(draw(Graph(nodes, ((0, 1),))))
+    gone, block = root.iter("g")
+    assert gone.get("class") == "node layer gone"
+    assert gone.findtext("title") == "a\nLinear removed"
+    assert block.findtext("title") == "b\n4 layers\nBottleneck 20 k → 5,000"
+
+
+def test_a_long_name_is_fitted_to_its_box() -> None:
+    node = GraphNode("encoder.layers.0.attention", "layer", "Linear", 1, Change(8, 4), Change(72, 36))
+    name, detail = ET.fromstring(draw(Graph((node,), ()))).iter("text")
+    assert (name.text, name.get("textLength")) == ("encoder…rs.0.attention", "148")
+    assert (detail.text, detail.get("textLength")) == ("Linear 8 → 4", None)
