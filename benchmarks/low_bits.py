@@ -162,18 +162,22 @@ def summary_of(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     return found
 
 
+def _points(loss: float) -> str:
+    return f"{round(loss, 1) + 0.0:.1f}"  # no −0.0
+
+
 def table_of(summary: dict[str, dict[str, float]]) -> Table:
     """One line per method."""
     table = Table("method", "accuracy", "spread", "points lost", box=None, pad_edge=False)
     for name, row in summary.items():
-        table.add_row(name, f"{row['mean']:.1%}", f"{row['spread']:.1%}", f"{row['loss']:.1f}")
+        table.add_row(name, f"{row['mean']:.1%}", f"{row['spread']:.1%}", _points(row["loss"]))
     return table
 
 
 def documented(summary: dict[str, dict[str, float]]) -> list[str]:
     """The lines of the table in docs/quantization.md."""
     return [
-        f"| {name} | {row['mean']:.1%} ± {100 * row['spread']:.1f} | {row['loss']:.1f} |"
+        f"| {name} | {row['mean']:.1%} ± {100 * row['spread']:.1f} | {_points(row['loss'])} |"
         for name, row in summary.items()
     ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from fxcompress.config.registry import PRUNABLE
 from fxcompress.graph.cost import layer_of
 
+_declared: list[torch.library.Library] = []
+
 
 def load_zoo(folder: Path) -> Any:
     """Import ``zoo.py`` of the given folder; its ``cases(sets)`` yields (name, build, inputs)."""
@@ -23,6 +28,21 @@ def load_zoo(folder: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def import_torchvision() -> Any:
+    """torchvision; two operators that its import needs are declared where its own do not load."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        for key in [key for key in sys.modules if key.startswith("torchvision")]:
+            del sys.modules[key]
+        library = torch.library.Library("torchvision", "DEF")
+        _declared.append(library)
+        for operator in ("nms", "qnms"):
+            with contextlib.suppress(RuntimeError):
+                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module("torchvision")
 
 
 def randomize(model: nn.Module, seed: int, inputs: tuple[Any, ...]) -> None:

@@ -1,6 +1,7 @@
 """Linear layers as onnxruntime runs them with weights of few bits: operators of a converted graph.
 
-    fxcompress::matmul_nbits     y = x · ((Q − Z) · S)ᵀ, in float        com.microsoft::MatMulNBits
+    fxcompress::matmul_nbits     y = x · ((Q − Z) · S)ᵀ, x as it is or   com.microsoft::MatMulNBits
+                                 rounded to int8 in blocks
     fxcompress::dynamic_matmul   y = f32((q(x) − z) · W) · (s_x · s_w)   DynamicQuantizeLinear, MatMulInteger
 
 They are registered with torch, so that ``torch.export`` keeps them as they are; each computes what the
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxcompress.numerics.blocks import rounded_in_blocks
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 
 
@@ -46,8 +48,8 @@ def dequantized(
 
 
 _NBITS = (
-    "(Tensor x, Tensor packed, Tensor scales, Tensor? zero_points, int K, int N, int bits, int block_size)"
-    " -> Tensor"
+    "(Tensor x, Tensor packed, Tensor scales, Tensor? zero_points, int K, int N, int bits, int block_size,"
+    " int accuracy_level) -> Tensor"
 )
 
 
@@ -61,6 +63,7 @@ def matmul_nbits(
     N: int,
     bits: int,
     block_size: int,
+    accuracy_level: int,
 ) -> Tensor:
     """A linear layer without bias whose weight is ``[N, K]`` in groups of ``block_size`` inputs.
 
@@ -73,7 +76,9 @@ def matmul_nbits(
         N: outputs.
         bits: 4 or 8.
         block_size: inputs that share a scale; a power of two from 16.
+        accuracy_level: 4: ``x`` is rounded to int8 in blocks of that size; 0: it is not.
     """
+    x = rounded_in_blocks(x, block_size) if accuracy_level == 4 else x
     return F.linear(x, dequantized(packed, scales, zero_points, K, bits).to(x.dtype))
 
 
@@ -87,6 +92,7 @@ def _(
     N: int,
     bits: int,
     block_size: int,
+    accuracy_level: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], N))
 

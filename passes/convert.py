@@ -8,8 +8,9 @@
 Law: the module computes what it computed in eval mode, but for biases, which are rounded to multiples of
 ``s_x · s_w`` as integer kernels add them (Jacob et al., CVPR 2018, eq. 11). Behind operators that pass values
 on (max pooling, reshape, ...) the same quantize and dequantize stand once more: they change nothing there,
-and a runtime takes the operator between them as one on integers. Linear layers with weights in groups, or
-inputs rounded dynamically, get operators of their own (``lower_linear``). Returns a fork whose parameters are
+and a runtime takes the operator between them as one on integers. Linear layers become products of matrices
+(``flatten_linear``); those with weights in groups, or inputs rounded dynamically, get operators of their own
+(``lower_linear``). Returns a fork whose parameters are
 buffers; it no longer trains.
 """
 
@@ -31,7 +32,8 @@ from fxcompress.graph.operands import add_buffer, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import BIAS, Grid, bias_scale
-from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING, quantizer_name
+from fxcompress.passes.flatten_linear import flatten_linear
+from fxcompress.passes.insert_fake_quant import CONTAINER, PASSING, quantizer_name, rounded_by
 from fxcompress.passes.lower_linear import lower_linear, settled
 
 _q = torch.ops.quantized_decomposed  # defined by the import of _decomposed
@@ -62,6 +64,7 @@ def convert(module: CompiledModule) -> CompiledModule:
     twin = module.fork().eval()
     twin.notes += lower_linear(twin)
     erase_dead(twin.graph)
+    flatten_linear(twin, [node for node in twin.graph.nodes if _has_integer_kernel(node)])
     editor = _Converter(twin)
     for node in list(twin.graph.nodes):
         editor.visit(node)
@@ -75,7 +78,24 @@ def convert(module: CompiledModule) -> CompiledModule:
 def rounds_activations(converted: CompiledModule) -> bool:
     """Whether a value that depends on the input is rounded anywhere, so that one may fall on another step."""
     rounding = (_q.quantize_per_tensor.default, torch.ops.fxcompress.dynamic_matmul.default)
-    return any(node.target in rounding for node in converted.graph.nodes)
+    nbits = torch.ops.fxcompress.matmul_nbits.default
+    return any(
+        node.target in rounding or (node.target is nbits and node.args[-1] == 4)
+        for node in converted.graph.nodes
+    )
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node yields a number, the size of a reshape, say."""
+    return isinstance(node.meta.get("tensor"), int)
+
+
+def _has_integer_kernel(node: fx.Node) -> bool:
+    """Whether a node is a linear layer of rounded operands."""
+    call = call_of(node)
+    if call is None or call.op != "linear":
+        return False
+    return all(rounded_by(call.get(name)) is not None for name in ("input", "weight"))
 
 
 class _Converter:
@@ -97,7 +117,7 @@ class _Converter:
         call = call_of(node)
         if call is None:
             return
-        sources = [ref for _, ref in call.refs() if isinstance(ref, fx.Node)]
+        sources = [ref for _, ref in call.refs() if isinstance(ref, fx.Node) and not _is_size(ref)]
         if call.op in PASSING and len(sources) == 1 and sources[0] in self._rounded:
             numbers = self._rounded[sources[0]]
             single = element_info(node) is not None

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxcompress import ops
 from fxcompress.errors import PassError
+from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.operands import operand_node
 
@@ -84,6 +85,18 @@ def quantizers(module: CompiledModule) -> dict[str, nn.Module]:
 def quantizer_name(node: fx.Node) -> str:
     """The name of the quantizer by which a fake-quantize node rounds."""
     return str(node.all_input_nodes[-1].target).rpartition(".")[2]
+
+
+def rounded_by(value: object) -> str | None:
+    """The name of the quantizer that rounded a value, perhaps in front of operators that passed it on."""
+    while isinstance(value, fx.Node):
+        if value.target is ops.fake_quantize:
+            return quantizer_name(value)
+        call = call_of(value)
+        if call is None or call.op not in PASSING or not value.all_input_nodes:
+            return None
+        value = value.all_input_nodes[0]
+    return None
 
 
 def _insert(

@@ -34,6 +34,8 @@ POOLING = frozenset(
 """The same for every slice of the dimensions that they do not pool."""
 RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
 """The same where the channels stay one dimension."""
+PERMUTING = frozenset({"transpose", "permute"})
+"""The same: the channels are elsewhere."""
 CLIPPING = frozenset({"relu6", "hardtanh", "clamp", "clamp_", "clamp_max", "hardsigmoid", "hardswish"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -75,7 +77,7 @@ def maker_of(reader: fx.Node) -> fx.Node | None:
     node = None if found is None else activation(found[0])
     while node is not None:
         call = call_of(node)
-        if call is None or call.op not in ELEMENTWISE | POOLING | RESHAPING:
+        if call is None or call.op not in ELEMENTWISE | POOLING | RESHAPING | PERMUTING:
             break
         node = node.all_input_nodes[0]
     return node
@@ -118,7 +120,7 @@ def link_behind(module: CompiledModule, maker: fx.Node, reading: Reading) -> Lin
         layer = weighted(node)
         held = names if node is maker else (layer[1].weight,) if layer is not None else ()
         for name in held:
-            reason = _obstacle(module, node, name, reading)
+            reason = obstacle(module, node, name, reading)
             if reason is not None:
                 return reason
     return Link(maker, tuple(readers), facts.shape[dim]) if readers else "nothing reads it"
@@ -137,6 +139,8 @@ def _readers(node: fx.Node, dim: int) -> Iterator[fx.Node | str]:
             yield from _readers(user, dim)
         elif call.op in RESHAPING and (there := _place(_shape(node), dim, _shape(user))) is not None:
             yield from _readers(user, there)
+        elif call.op in PERMUTING:
+            yield from _readers(user, _permuted(call, dim, rank))
         elif call.op in CLIPPING:
             yield f"{label(user)} ({call.op}) clips at an upper end, which does not follow a factor"
         else:
@@ -155,7 +159,19 @@ def _place(shape: tuple[int, ...], dim: int, reshaped: tuple[int, ...]) -> int |
     return next((d for d in places if math.prod(reshaped[d + 1 :]) == inner), None)
 
 
-def _obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:
+def _permuted(call: Call, dim: int, rank: int) -> int:
+    """Where dimension ``dim`` is after permuting."""
+    order = list(range(rank))
+    if call.op == "permute":
+        order = [d % rank for d in call.args["dims"]]
+    else:
+        a, b = call.args["dim0"] % rank, call.args["dim1"] % rank
+        order[a], order[b] = b, a
+    return order.index(dim)
+
+
+def obstacle(module: CompiledModule, node: fx.Node, argument: str, reading: Reading) -> str | None:
+    """Why the weight or bias of a call cannot take a factor; ``None`` if it can."""
     call = call_of(node)
     value = None if call is None else call.get(argument)
     if is_masked(value):

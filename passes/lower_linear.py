@@ -1,6 +1,7 @@
 """Lower linear layers that are not integers all through: weights in groups, and inputs rounded dynamically.
 
     linear(x, fq_groups(w), b)      →  matmul_nbits(x, Q, S, Z) + b         Q, Z: uint8, 4 or 8 bits packed
+    linear(fq_blocks(x), fq_groups(w), b)    →  the same at accuracy level 4, which rounds x in blocks
     linear(fq_dynamic(x), fq(w), b) →  dynamic_matmul(x, W, s_w) + b        W: int8 [in, out]
 
 Law: the module computes what it computed in eval mode, up to the order of float additions. ``MatMulNBits``
@@ -23,6 +24,7 @@ from fxcompress.graph.constants import Constants
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.operands import add_buffer, operand_node, read_tensor
 from fxcompress.kernels import pack  # its import registers the operators
+from fxcompress.numerics.blocks import BlockFakeQuantize
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grouped import GroupFakeQuantize
@@ -89,8 +91,15 @@ class _Lowering:
             name, quantizer = found[0], found[1]
             value = self._value(name, weight)
             settled(name, quantizer, value)
+            blocks = rounding if rounding and isinstance(rounding[1], BlockFakeQuantize) else None
             if quantizer.grid.bits in PACKED_BITS and value.dtype == torch.float32:
-                self._pack(call, name, quantizer, value)
+                self._pack(call, name, quantizer, value, x.args[0] if blocks else None)
+            elif blocks:
+                raise PassError(
+                    f"{blocks[0]!r} rounds in blocks, as MatMulNBits does for float32 and weights of 4 or 8 "
+                    f"bits; {call.module or call.node} has {quantizer.grid.bits} bits and {value.dtype}; "
+                    "call module.float(), or give 'quant_types': ['weight']"
+                )
             else:
                 self._dequantize(call, name, quantizer, value)
         elif rounding is not None and isinstance(rounding[1], DynamicFakeQuantize):
@@ -112,7 +121,10 @@ class _Lowering:
             )
         return value
 
-    def _pack(self, call: Call, name: str, quantizer: GroupFakeQuantize, value: Tensor) -> None:
+    def _pack(
+        self, call: Call, name: str, quantizer: GroupFakeQuantize, value: Tensor, unrounded: Any
+    ) -> None:
+        """``unrounded``: the input that the kernel itself is to round in blocks, if it is."""
         bits, (features, inputs) = quantizer.grid.bits, value.shape
         integers, zeros = quantizer.unsigned(value)
         blocks = integers.reshape(features, -1, quantizer.group_size)
@@ -123,8 +135,9 @@ class _Lowering:
         zero = None
         if bool((zeros != 1 << (bits - 1)).any()):
             zero = self._buffer(f"{name}_zero_point", pack(zeros, bits), before)
-        x = operand_node(self.module, call.node, "input")
-        facts = (packed, scale, zero, inputs, features, bits, quantizer.group_size)
+        x = operand_node(self.module, call.node, "input") if unrounded is None else unrounded
+        level = 0 if unrounded is None else 4
+        facts = (packed, scale, zero, inputs, features, bits, quantizer.group_size, level)
         self._replace(call, torch.ops.fxcompress.matmul_nbits.default, (x, *facts))
 
     def _dequantize(self, call: Call, name: str, quantizer: GroupFakeQuantize, value: Tensor) -> None:

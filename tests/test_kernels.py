@@ -27,7 +27,26 @@ def test_a_weight_by_hand() -> None:
     assert dequantized(pack(blocks, 4), scales, zeros, 3, 4).tolist() == [[-1.0, 0.0, 6.5]]
     assert dequantized(pack(blocks, 4), scales, None, 3, 4).tolist() == [[-4.0, -3.0, 3.5]]
     x = torch.tensor([[1.0, 5.0, 2.0]])
-    assert matmul_nbits(x, pack(blocks, 4), scales, zeros, 3, 1, 4, 16).tolist() == [[12.0]]
+    assert matmul_nbits(x, pack(blocks, 4), scales, zeros, 3, 1, 4, 16, 0).tolist() == [[12.0]]
+
+
+def test_at_level_4_inputs_are_rounded_in_blocks_by_hand() -> None:
+    """Two blocks of 16: 127 and 0.4 on steps of 1, 254 and 1.1 on steps of 2."""
+    x = torch.zeros(1, 32)
+    x[0, 0], x[0, 1], x[0, 16], x[0, 17] = 127.0, 0.4, 254.0, 1.1
+    blocks = torch.full((1, 2, 16), 9, dtype=torch.uint8)  # all weights are 1
+    args = (
+        x,
+        pack(blocks, 8),
+        torch.full((1, 2), 1.0),
+        torch.full((1, 2), 8, dtype=torch.uint8),
+        32,
+        1,
+        8,
+        16,
+    )
+    assert matmul_nbits(*args, 4).tolist() == [[127.0 + 0.0 + 254.0 + 2.0]]
+    assert matmul_nbits(*args, 0).tolist() == [[pytest.approx(127.0 + 0.4 + 254.0 + 1.1)]]
 
 
 def test_a_dynamic_product_is_the_one_of_integers() -> None:
@@ -44,7 +63,7 @@ def test_torch_knows_the_shapes(bits: int, rows: tuple[int, ...]) -> None:
     x = torch.randn(*rows, 20, generator=RANDOM)
     blocks = torch.randint(0, 1 << bits, (6, 2, 16), generator=RANDOM, dtype=torch.uint8)
     zeros = pack(torch.randint(0, 1 << bits, (6, 2), generator=RANDOM, dtype=torch.uint8), bits)
-    args = (x, pack(blocks, bits), torch.rand(6, 2, generator=RANDOM), zeros, 20, 6, bits, 16)
+    args = (x, pack(blocks, bits), torch.rand(6, 2, generator=RANDOM), zeros, 20, 6, bits, 16, 4)
     torch.library.opcheck(matmul_nbits, args, test_utils=("test_schema", "test_faketensor"))
     weight = torch.randint(-127, 128, (20, 6), generator=RANDOM, dtype=torch.int8)
     dynamic = (x, weight, torch.rand(6, generator=RANDOM))

@@ -21,8 +21,8 @@ PRUNABLE = frozenset(
 """Operator types whose weights the built-in pruners mask (``Conv1D`` is a linear layer with a transposed
 weight, as in GPT-2; of ``MultiheadAttention`` the projections to queries, keys and values)."""
 
-QUANTIZABLE = PRUNABLE - {"MultiheadAttention"}
-"""Operator types that ``default`` means in an entry with quantization keys; operators between them (``add``,
+QUANTIZABLE = PRUNABLE
+"""The same: what ``default`` means in an entry with quantization keys; operators between them (``add``,
 pooling, ...) join where they have an integer kernel."""
 
 DEFAULT_PRUNER = "l1"

@@ -27,7 +27,6 @@ from fxcompress.numerics.grid import Grid
 from fxcompress.numerics.grouped import GroupFakeQuantize
 from fxcompress.progress import shown
 from fxcompress.quantization.linear import GroupQuantizer
-from fxcompress.quantization.wrapper import Wrapper
 from fxcompress.training.batches import inputs_of
 
 DAMPING = 0.01
@@ -126,7 +125,7 @@ class GPTQQuantizer(GroupQuantizer):
 
     name = "gptq"
 
-    def fake_quantizer(self, wrapper: Wrapper, quant_type: str, grid: Grid) -> GPTQWeight:
+    def weight_quantizer(self, grid: Grid) -> GPTQWeight:
         """Waits for data."""
         return GPTQWeight(grid, self.group_size)
 

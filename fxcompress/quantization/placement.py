@@ -25,7 +25,7 @@ from fxcompress.config.settings import QuantSettings
 from fxcompress.graph.calls import Call, Reference, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.shapes import element_info
-from fxcompress.passes.insert_fake_quant import PASSING, Rounded, quantizer_name
+from fxcompress.passes.insert_fake_quant import PASSING, Rounded, quantizer_name, rounded_by
 
 WEIGHTS = {"addmm": "mat2"}
 """Operators whose weight is another argument than ``weight``."""
@@ -276,22 +276,11 @@ def tensors_of(node: fx.Node) -> dict[str, str]:
     call = call_of(node)
     if call is None:
         return {}
-    found = {tensor: by for tensor, ref in operands_of(call).items() if (by := _rounded_by(ref))}
+    found = {tensor: by for tensor, ref in operands_of(call).items() if (by := rounded_by(ref))}
     for user in clipped(node).users:
         if user.target is ops.fake_quantize:
             found["output"] = quantizer_name(user)
     return found
-
-
-def _rounded_by(node: fx.Node) -> str | None:
-    """The quantizer that rounded a value, perhaps in front of operators that passed it on."""
-    while True:
-        if node.target is ops.fake_quantize:
-            return quantizer_name(node)
-        call = call_of(node)
-        if call is None or call.op not in PASSING or not node.all_input_nodes:
-            return None
-        node = node.all_input_nodes[0]
 
 
 def clipped(node: fx.Node) -> fx.Node:

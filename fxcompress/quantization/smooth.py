@@ -3,14 +3,17 @@
     s_j = max|X_j|^α / max|W_j|^(1 − α)        X_j / s_j,   W[:, j] · s_j
 
 ``X_j`` is input feature ``j`` of linear layers over the data, ``W_j`` column ``j`` of their weights, of all
-those that read the same tensor (q, k and v) together (Xiao et al., SmoothQuant, ICML 2023, eq. 4). The
-division is folded into the normalization or linear layer that makes the tensor, so that the float function
-stays what it was and nothing is added to the graph (``passes.rescale``).
+those that read the same tensor (q, k and v) together (Xiao et al., SmoothQuant, ICML 2023, eq. 4). The float
+function stays what it was. Where a normalization or linear layer makes the tensor for linear layers alone,
+the division is folded into it, and nothing is added to the graph. Behind a normalization that a residual
+reads as well, and behind GELU and the like, a product with ``1 / s`` stays in front of the rounding
+(``passes.rescale``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -18,12 +21,27 @@ from torch import Tensor, fx
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.constants import Reading
 from fxcompress.graph.module import CompiledModule
-from fxcompress.passes.links import Link, activation, label, link_behind, maker_of, weighted
+from fxcompress.passes.links import NORMS, Link, activation, label, link_behind, maker_of, obstacle, weighted
 from fxcompress.passes.observe import insert_observers, remove_observers
-from fxcompress.passes.rescale import canonical_weight, column_ranges, rescale
+from fxcompress.passes.rescale import canonical_weight, column_ranges, multiply, rescale
 from fxcompress.quantization.outcome import Outcome
 
 LINEAR = frozenset({"linear", "addmm"})
+MULTIPLIED = NORMS | {"gelu", "silu", "mish", "elu", "hardswish", "mul"}
+"""Behind these outliers are worth a product that stays. Not behind attention: it averages them away."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """``source``, read by linear layers ``readers``; ``link``: where the division is folded, if it can be."""
+
+    source: fx.Node
+    readers: tuple[fx.Node, ...]
+    link: Link | None = None
+
+    def __str__(self) -> str:
+        readers = ", ".join(map(label, self.readers))
+        return str(self.link) if self.link else f"{label(self.source)} · 1/s → {readers}"
 
 
 def smooth(
@@ -36,21 +54,25 @@ def smooth(
         alpha: how much of the outliers moves: 0 equalizes the weights, 1 the activations.
     """
     reading = Reading(module)
-    links: dict[fx.Node, Link] = {}
+    places: dict[fx.Node, _Place] = {}
     refused: list[tuple[str, str]] = []
     for node in layers:
-        link = _link(module, node, reading)
-        if isinstance(link, Link):
-            links[link.maker] = link
+        place = _place(module, node, layers, reading)
+        if isinstance(place, str):
+            refused.append((label(node), place))
         else:
-            refused.append((label(node), link))
-    ordered = [links[node] for node in module.graph.nodes if node in links]
+            places.setdefault(place.link.maker if place.link else place.source, place)
+    ordered = [places[node] for node in module.graph.nodes if node in places]
     maxima = _maxima(module, ordered, run)
     changed: dict[str, None] = {}
-    for link in ordered:
-        columns = [column_ranges(canonical_weight(module, reader)) for reader in link.readers]
-        factors = smoothing(maxima[link.maker].to(columns[0].device), torch.stack(columns).amax(0), alpha)
-        changed |= dict.fromkeys(rescale(module, link, factors))
+    for place in ordered:
+        columns = [column_ranges(canonical_weight(module, reader)) for reader in place.readers]
+        largest = maxima[place.source].to(columns[0].device)
+        factors = smoothing(largest, torch.stack(columns).amax(0), alpha)
+        if place.link is not None:
+            changed |= dict.fromkeys(rescale(module, place.link, factors))
+        else:
+            changed |= dict.fromkeys(multiply(module, place.source, place.readers, factors))
     return Outcome(tuple(map(str, ordered)), tuple(refused), tuple(changed))
 
 
@@ -60,13 +82,31 @@ def smoothing(activations: Tensor, weights: Tensor, alpha: float) -> Tensor:
     return torch.where((activations > 0) & (weights > 0), factors, 1.0)
 
 
-def _link(module: CompiledModule, node: fx.Node, reading: Reading) -> Link | str:
-    maker = maker_of(node)
-    if maker is None:
+def _place(
+    module: CompiledModule, node: fx.Node, layers: Collection[fx.Node], reading: Reading
+) -> _Place | str:
+    """Where the input of ``node`` is smoothed, or the reason why it is not."""
+    maker, source = maker_of(node), _input(node)
+    if maker is None or source is None:
         return "nothing computed is in front of it"
-    found = link_behind(module, maker, reading)
-    others = [] if isinstance(found, str) else [r for r in found.readers if not is_linear(r)]
-    return f"{label(others[0])} reads the same tensor and is no linear layer" if others else found
+    link = link_behind(module, maker, reading)
+    if isinstance(link, Link):
+        others = [reader for reader in link.readers if not is_linear(reader)]
+        if not others:
+            return _Place(_input(link.readers[0]) or maker, link.readers, link)
+        link = f"{label(others[0])} reads the same tensor and is no linear layer"
+    call = call_of(maker)
+    if call is None or call.op not in MULTIPLIED:
+        return link
+    readers = tuple(reader for reader in source.users if reader in layers and _input(reader) is source)
+    obstacles = (obstacle(module, r, found[1].weight, reading) for r in readers if (found := weighted(r)))
+    return next(filter(None, obstacles), None) or _Place(source, readers)
+
+
+def _input(node: fx.Node) -> fx.Node | None:
+    """What a layer works on."""
+    found = weighted(node)
+    return None if found is None else activation(found[0])
 
 
 def is_linear(node: fx.Node) -> bool:
@@ -76,25 +116,19 @@ def is_linear(node: fx.Node) -> bool:
 
 
 def _maxima(
-    module: CompiledModule, links: Collection[Link], run: Callable[[], None]
+    module: CompiledModule, places: Collection[_Place], run: Callable[[], None]
 ) -> dict[fx.Node, Tensor]:
-    """Largest magnitude of every channel of each link over the data, by its maker."""
-    found = {link.maker: torch.zeros(link.channels, dtype=torch.float64) for link in links}
+    """Largest magnitude of every channel of each source over the data."""
+    found = {place.source: torch.zeros((), dtype=torch.float64) for place in places}
 
-    def looking(maker: fx.Node) -> Callable[[Tensor], None]:
+    def looking(source: fx.Node) -> Callable[[Tensor], None]:
         def look(x: Tensor) -> None:
             largest = x.abs().flatten(0, -2).amax(0).double().cpu()
-            found[maker] = torch.maximum(found[maker], largest)
+            found[source] = torch.maximum(found[source], largest)
 
         return look
 
-    places = {}
-    for link in links:
-        layer = weighted(link.readers[0])
-        source = None if layer is None else activation(layer[0])
-        if source is not None:
-            places[str(link.maker)] = (source.name, looking(link.maker))
-    insert_observers(module, places)
+    insert_observers(module, {source.name: (source.name, looking(source)) for source in found})
     try:
         run()
     finally:

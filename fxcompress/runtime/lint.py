@@ -19,6 +19,7 @@ from onnx import TensorProto
 from fxcompress.runtime.dynamic import scaled, scales
 from fxcompress.runtime.graphs import Node, layer_of
 from fxcompress.runtime.integer import KERNELS, MOVERS, QUANTIZERS
+from fxcompress.runtime.nbits import rounds_inputs
 from fxcompress.runtime.optimized import Optimized, optimize
 from fxcompress.runtime.quantizers import ACTIVATIONS
 from fxcompress.runtime.reasons import Reason, explain, misread, requantization
@@ -119,7 +120,8 @@ class _Fates:
         """The kernel that computes ``node``, and whether it runs on integers."""
         made = self._made.get(node.name)
         if made is not None:
-            return made.op, made.op in KERNELS or (made.op in MOVERS and made.inputs[0] in self._integers)
+            moved = made.op in MOVERS and made.inputs[0] in self._integers
+            return made.op, made.op in KERNELS or moved or rounds_inputs(made)
         if node.op in _VANISHING and node.op not in ACTIVATIONS:
             return "nothing (removed)", True
         before = next(self.source.sources(node), None)

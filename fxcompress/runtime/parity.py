@@ -5,7 +5,8 @@
 
 In a graph without float operators every value has to be equal bit by bit, and so have the outputs. Around
 float operators each integer kernel may differ by one step on ``SHARE`` of its elements, and the outputs are
-only reported: a flip grows on its way through later layers.
+only reported: a flip grows on its way through later layers. Products of weights of few bits (``nbits``) are
+sums of floats: they agree up to the order of these.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 import onnx
 
 from fxcompress.errors import ExportError, first_line
+from fxcompress.runtime.arithmetic import Inputs
 from fxcompress.runtime.graphs import Array, Node
 from fxcompress.runtime.integer import Interpreter, has_reference
+from fxcompress.runtime.nbits import differing, matmul_nbits, rounds_inputs
 from fxcompress.runtime.optimized import Optimized, open_session, optimize
 
 SHARE = 1e-4
@@ -98,6 +101,9 @@ def compare(path: str | os.PathLike[str], feeds: Mapping[str, Array]) -> Runtime
         if has_reference(node, interpreter.inputs_of(node, values)):
             results = interpreter.step(node, values).items()
             nodes.extend(_compared(optimized, node, name, result, values[name]) for name, result in results)
+        elif rounds_inputs(node):
+            nodes.append(_in_blocks(optimized, node, interpreter.inputs_of(node, values), values))
+            floats.append(optimized.layer(node))
         elif any(np.issubdtype(values[name].dtype, np.floating) for name in node.outputs if name):
             floats.append(optimized.layer(node))
     outputs = _outputs(optimized, interpreter.run(feeds), feeds)
@@ -133,6 +139,13 @@ def _run(
             f"onnxruntime fails on {file}: {type(error).__name__}: {first_line(error)[:400]}\n"
             "Check shapes and dtypes of the inputs, and the quantization axes of the weights (`lint`)."
         ) from error
+
+
+def _in_blocks(optimized: Optimized, node: Node, inputs: Inputs, values: Mapping[str, Array]) -> Compared:
+    """A product whose sums are floats: what differs by more than their order."""
+    [name] = node.outputs
+    wrong = differing(matmul_nbits(node, inputs), values[name])
+    return Compared(optimized.layer(node), node.op, name, wrong.size, int(wrong.sum()), float(wrong.any()))
 
 
 def _outputs(

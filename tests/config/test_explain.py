@@ -114,6 +114,6 @@ def test_defaults_are_those_of_the_quantizer() -> None:
     assert conv.settings == ()
     assert {s.key: s.value for s in linear.settings} == {
         "quantizer": "weight_only",
-        "quant_types": ("weight",),
+        "quant_types": ("weight", "input"),
         "quant_bits": PerType(4, 8, 8),
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.subject import import_torchvision
+
 Case = tuple[nn.Module, Any]
-_declared: list[Any] = []
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -172,19 +171,8 @@ def build(name: str) -> Case:
 
 
 def vision_model(name: str) -> nn.Module:
-    """A torchvision model; two operators that its import needs are declared where its own do not load."""
-    try:
-        import torchvision  # type: ignore[import-untyped]
-    except Exception:
-        for key in [key for key in sys.modules if key.startswith("torchvision")]:
-            del sys.modules[key]
-        library = torch.library.Library("torchvision", "DEF")
-        _declared.append(library)
-        for operator in ("nms", "qnms"):
-            with contextlib.suppress(RuntimeError):
-                schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                library.define(schema)
-        import torchvision
+    """A torchvision model with random weights."""
+    models = import_torchvision().models
     torch.manual_seed(0)
     with torch.no_grad():
-        return randomized(torchvision.models.get_model(name, weights=None))
+        return randomized(models.get_model(name, weights=None))

@@ -17,6 +17,7 @@ from fxcompress.export.onnx import OnnxReport
 from fxcompress.quantization import DynamicQuantizer, GPTQQuantizer, WeightOnlyQuantizer
 from fxcompress.runtime.optimized import optimize
 from tests.helpers import Function, image, ready, run
+from tests.runtime.networks import needs_vnni
 
 EQUAL = 1e-5
 """Of the largest output: float sums in another order; what is rounded is the same."""
@@ -97,7 +98,7 @@ def test_weights_are_stored_in_half_a_byte_and_scales_by_group(tmp_path: Path) -
         ([24, 3, 16], byte), ([24, 3], real), ([24, 2], byte),
     ]  # fmt: skip
     attributes = {a.name: a.i for a in node.attribute}
-    assert attributes == {"K": 70, "N": 24, "bits": 4, "block_size": 32}, "accuracy_level is the default"
+    assert attributes == {"K": 70, "N": 24, "bits": 4, "block_size": 32, "accuracy_level": 4}
     assert node.domain == "com.microsoft"
 
 
@@ -123,9 +124,23 @@ def test_widths_without_a_kernel_are_written_as_floats_and_said(bits: int, tmp_p
     assert difference(module, report, x) <= EQUAL
 
 
-def test_the_lint_says_that_weights_alone_are_integers(tmp_path: Path) -> None:
-    x = image(4, 40).float()
-    module = WeightOnlyQuantizer(networks(40, True), [{"quant_bits": 4}], example_inputs=x).compress()
+@needs_vnni
+def test_inputs_in_blocks_make_products_of_integers(tmp_path: Path) -> None:
+    """Each kernel agrees with exact arithmetic on the runtime's inputs, and the lint counts it."""
+    x = image(4, 70).float()
+    for bits in (4, 8):
+        module = WeightOnlyQuantizer(networks(70, True), [{"quant_bits": bits}], example_inputs=x).compress()
+        report, _ = exported(module, tmp_path)
+        assert report.lint is not None
+        assert [o.kernel for o in report.lint.operators if o.integer] == ["MatMulNBits"] * 2
+        assert report.parity is not None
+        compared = [node for node in report.parity.nodes if node.kernel == "MatMulNBits"]
+        assert [(node.mismatches, node.elements) for node in compared] == [(0, 4 * 24), (0, 4 * 7)]
+
+
+def test_weights_alone_are_no_integers_to_the_lint(tmp_path: Path) -> None:
+    x, config = image(4, 40).float(), [{"quant_bits": 4, "quant_types": ["weight"]}]
+    module = WeightOnlyQuantizer(networks(40, True), config, example_inputs=x).compress()
     report, _ = exported(module, tmp_path)
     assert report.lint is not None
     said = [str(operator) for operator in report.lint.operators]

@@ -32,14 +32,32 @@ def dynamic() -> CompiledModule:
 
 def test_weights_in_groups() -> None:
     module = weight_only()
-    assert targets(module) == ["fake_quantize", "call", "relu", "fake_quantize", "call"]
+    rounded = ["fake_quantize", "fake_quantize", "call"]
+    assert targets(module) == [*rounded, "relu", *rounded]
     twin = convert(module)
     assert targets(twin) == ["matmul_nbits", "add", "relu", "matmul_nbits"]
+    assert [n.args[-1] for n in twin.graph.nodes if "matmul_nbits" in str(n.target)] == [4, 4]
     assert sorted(twin.state_dict()) == [
         "a.bias", "a_weight_packed", "a_weight_scale", "a_weight_zero_point",
         "b_weight_packed", "b_weight_scale", "b_weight_zero_point",
     ]  # fmt: skip
     torch.testing.assert_close(run(twin, (X,)), run(module, (X,)), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_alone_are_multiplied_in_float() -> None:
+    config = [{"quant_bits": 8, "quant_types": ["weight"]}]
+    module = WeightOnlyQuantizer(model(), config, example_inputs=X).compress().eval()
+    assert targets(module) == ["fake_quantize", "call", "relu", "fake_quantize", "call"]
+    twin = convert(module)
+    assert [n.args[-1] for n in twin.graph.nodes if "matmul_nbits" in str(n.target)] == [0, 0]
+    torch.testing.assert_close(run(twin, (X,)), run(module, (X,)), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_in_blocks_have_a_kernel_for_4_and_8_bits_alone() -> None:
+    config = [{"quant_bits": 3, "quant_types": ["weight", "input"]}]
+    module = WeightOnlyQuantizer(model(), config, example_inputs=X).compress()
+    with pytest.raises(PassError, match=r"'a_input' rounds in blocks.*a has 3 bits and torch.float32"):
+        convert(module)
 
 
 def test_dynamic_inputs() -> None:

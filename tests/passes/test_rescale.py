@@ -51,6 +51,10 @@ LINKED: dict[str, tuple[Body, tuple[int, ...], dict[str, nn.Module], str]] = {
         lambda m, x: (lambda h: m.b(h) + m.c(h))(m.a(x)), (2, 7, 3),
         {"a": nn.LayerNorm(3), "b": nn.Linear(3, 5), "c": nn.Linear(3, 5)}, "a → b, c",
     ),
+    "a LayerNorm behind which dimensions are permuted": (
+        lambda m, x: m.b(m.a(x).permute(1, 2, 0).transpose(1, 2)), (2, 7, 3),
+        {"a": nn.LayerNorm(3), "b": nn.Linear(3, 5)}, "a → b",
+    ),
     "a linear layer behind global pooling": (
         lambda m, x: m.b(F.adaptive_avg_pool2d(F.relu(m.a(x)), 1).flatten(1)), (2, 3, 6, 6),
         {"a": nn.Conv2d(3, 4, 3), "b": nn.Linear(4, 5)}, "a → b",

@@ -41,6 +41,9 @@ def test_with_eight_bits_training_loses_less_than_a_point_in_integers_too(
     report = fxcompress.export_onnx(module, tmp_path / "digits.onnx")
     assert report.lint is not None
     assert report.lint.all_integer, str(report.lint)
+    assert report.parity is not None
+    assert report.parity.mismatches == 0
+    assert all(output.mismatches == 0 for output in report.parity.outputs)
     session = onnxruntime.InferenceSession(tmp_path / "digits.onnx")
     (logits,) = session.run(None, {session.get_inputs()[0].name: digits.test_images.numpy()})
     right = torch.from_numpy(logits).argmax(1) == digits.test_labels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxcompress
 from fxcompress.errors import FxcompressError, PassError
+from fxcompress.numerics.blocks import rounded_in_blocks
 from fxcompress.numerics.grid import Grid
 from fxcompress.quantization import GPTQQuantizer, WeightOnlyQuantizer
 from fxcompress.quantization.gptq import GPTQWeight, round_columns
@@ -31,7 +32,7 @@ def layer(seed: int, inputs: int = 64, outputs: int = 32) -> nn.Module:
 
 
 def gptq(model: nn.Module, data: Iterable[Tensor] | None, bits: int = 4, size: int = 32) -> GPTQQuantizer:
-    config = [{"quant_bits": bits}]
+    config = [{"quant_bits": bits, "quant_types": ["weight"]}]
     x = torch.zeros(2, model.get_parameter("0.weight").shape[1])
     quantizer = GPTQQuantizer(model, config, example_inputs=x, data=data, group_size=size)
     quantizer.compress().eval()
@@ -114,6 +115,17 @@ def test_a_layer_sees_what_rounded_layers_in_front_of_it_make() -> None:
     torch.testing.assert_close(quantizer.quantizers_of("2")["weight"](weight), expected(weight))
 
 
+def test_rounded_inputs_are_the_ones_it_makes_up_for() -> None:
+    model, x = layer(0), correlated(200, 1)
+    quantizer = GPTQQuantizer(model, [{"quant_bits": 4}], example_inputs=x, data=[x])
+    quantizer.compress()
+    seen = rounded_in_blocks(x, 32).double()
+    expected = GPTQWeight(Grid(4, signed=False, symmetric=False), 32)
+    weight = model.get_parameter("0.weight").detach()
+    expected.solve(weight, 2 * seen.T @ seen)
+    torch.testing.assert_close(quantizer.quantizers_of("0")["weight"](weight), expected(weight))
+
+
 def test_data_by_batches_is_data_at_once_and_twice_is_once() -> None:
     x = correlated(96, 5)
     found = [rounded(gptq(layer(1), data).bound_model or layer(1)) for data in ([x], [x], [x[:40], x[40:]])]
@@ -187,7 +199,8 @@ def test_useless_data_is_named(data: list[Tensor], message: str) -> None:
 
 def test_compile_is_the_short_way() -> None:
     x = correlated(50, 0)
-    module = fxcompress.compile(layer(0), CONFIG, x, data=[x])
+    config = [{**CONFIG[0], "quant_types": ["weight"]}]
+    module = fxcompress.compile(layer(0), config, x, data=[x])
     assert torch.equal(rounded(module), rounded(gptq(layer(0), [x]).bound_model or layer(0)))
 
 

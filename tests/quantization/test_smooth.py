@@ -87,26 +87,72 @@ def test_a_block_keeps_its_function(norm: Callable[[int], nn.Module]) -> None:
     assert [n for n in targets(module) if "observe" in n or "div" in n] == []
 
 
+class PostNorm(nn.Module):
+    """A block of BERT: normalizations behind, read by a residual as well, and a GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n0, self.n1, self.n2 = (nn.LayerNorm(8) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.n0(x)
+        h = self.n1(h + self.o(F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h))))
+        out: Tensor = self.n2(h + self.down(F.gelu(self.up(h))))
+        return out
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.8])
+def test_where_nothing_can_take_the_division_a_product_stays(alpha: float) -> None:
+    model, x = ready(PostNorm()), image(2, 5, 8)
+    module, outcome = smoothed(model, x, *NAMES, alpha=alpha)
+    assert outcome.done == ("n0 · 1/s → q, k, v", "n1 · 1/s → up", "gelu · 1/s → down")
+    assert [layer for layer, _ in outcome.refused] == ["o"], "attention averages outliers away"
+    assert outcome.changed == ("q.weight", "k.weight", "v.weight", "up.weight", "down.weight")
+    assert [n for n in targets(module) if "mul" in n] == ["mul"] * 3
+    for more in (x, torch.cat([x, x[:1] * 3])):
+        assert relative_error(run(module, (more,)), run(model, (more,))) <= EXACT
+
+
+def test_the_product_by_hand() -> None:
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-1.0, 4.0]]))
+    model = Function(lambda m, x: m.b(F.silu(x)), b=layer).eval()
+    x = torch.tensor([[100.0, 25.0]])  # silu leaves them as they are, to float32
+    module, _ = smoothed(model, x, "b")
+    assert module.get_buffer("silu_factors").tolist() == pytest.approx([1 / 10, 1 / 2.5])
+    assert module.get_parameter("b.weight").tolist() == [pytest.approx([-10.0, 10.0])]
+    assert layer.weight.tolist() == [[-1.0, 4.0]]
+
+
 Body = Callable[[Any, Tensor], Any]
 REFUSED: dict[str, tuple[Body, str]] = {
-    "a residual behind the norm": (lambda m, x: (lambda h: m.b(h) + h)(m.n(x)), "add.*does not follow"),
     "the model's input": (lambda m, x: m.b(x), "has no weight to rescale"),
-    "a GELU": (lambda m, x: m.b(F.gelu(m.a(x))), "gelu in front of it has no weight"),
-    "a convolution besides": (
-        lambda m, x: (lambda h: m.b(h).mT + m.c(h.mT))(m.n(x)), "mT|transpose|permute",
-    ),
-}  # fmt: skip
+    "a sum": (lambda m, x: m.b(m.a(x) + x), "add in front of it has no weight"),
+    "a shared weight": (lambda m, x: m.b(F.gelu(m.b(x))), "weight of b is shared with other calls"),
+    "a softmax": (lambda m, x: m.b(m.a(x).softmax(-1)), "softmax in front of it has no weight"),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_folded_is_refused_with_the_reason(name: str) -> None:
+def test_what_is_not_worth_a_product_is_refused_with_the_reason(name: str) -> None:
     body, reason = REFUSED[name]
-    layers = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "n": nn.LayerNorm(8), "c": nn.Conv1d(8, 8, 1)}
-    model, x = ready(Function(body, **layers)), image(2, 5, 8)
+    model, x = ready(Function(body, a=nn.Linear(8, 8), b=nn.Linear(8, 8))), image(2, 5, 8)
     module, outcome = smoothed(model, x, "b")
     assert (outcome.done, outcome.changed) == ((), ())
-    assert re.search(reason, outcome.refused[0][1]), outcome.refused
+    assert re.search(reason, outcome.refused[-1][1]), outcome.refused
     assert torch.equal(run(module, (x,)), run(model, (x,)))
+
+
+def test_other_readers_of_a_norm_keep_what_they_read() -> None:
+    layers = {"n": nn.LayerNorm(8), "b": nn.Linear(8, 8), "c": nn.Conv1d(8, 8, 1)}
+    model = ready(Function(lambda m, x: (lambda h: m.b(h).mT + m.c(h.mT))(m.n(x)), **layers))
+    x = image(2, 5, 8)
+    module, outcome = smoothed(model, x, "b")
+    assert (outcome.done, outcome.changed) == (("n · 1/s → b",), ("b.weight",))
+    assert relative_error(run(module, (x,)), run(model, (x,))) <= EXACT
 
 
 def test_outliers_behind_a_layer_norm_need_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import fxcompress
 from fxcompress.errors import ConfigError
+from fxcompress.numerics.blocks import BlockFakeQuantize
 from fxcompress.numerics.dynamic import DynamicFakeQuantize
 from fxcompress.numerics.grouped import GroupFakeQuantize
 from fxcompress.quantization import DynamicQuantizer, GPTQQuantizer, Quantizer, WeightOnlyQuantizer
@@ -50,7 +52,7 @@ def by_loops(weight: Tensor, bits: int, size: int, symmetric: bool) -> Tensor:
 def test_weights_are_rounded_group_by_group(bits: int, size: int, symmetric: bool) -> None:
     net = model()
     scheme = "per_channel_symmetric" if symmetric else "per_channel_affine"
-    config = [{"quant_bits": bits, "quant_scheme": scheme}]
+    config = [{"quant_bits": bits, "quant_scheme": scheme, "quant_types": ["weight"]}]
     quantizer = WeightOnlyQuantizer(net, config, example_inputs=X, group_size=size)
     got = quantizer.compress().eval()(X)
     weights = [by_loops(net.get_parameter(f"{i}.weight"), bits, size, symmetric) for i in (0, 2)]
@@ -59,14 +61,16 @@ def test_weights_are_rounded_group_by_group(bits: int, size: int, symmetric: boo
 
 
 @pytest.mark.parametrize("way", ["class", "compile"])
-def test_four_affine_bits_in_groups_of_32_and_weights_alone_by_default(way: str) -> None:
+def test_four_affine_bits_in_groups_of_32_and_inputs_in_blocks_by_default(way: str) -> None:
     if way == "class":
         module = WeightOnlyQuantizer(model(), LINEAR, example_inputs=X).compress()
     else:
         module = fxcompress.compile(model(), LINEAR, X)
     found = dict(module.get_submodule("fake_quant").named_children())
-    assert list(found) == ["0_weight", "2_weight"]
-    assert {q.extra_repr() for q in found.values()} == {"4-bit signed affine, in groups of 32"}
+    weights, inputs = "4-bit signed affine, in groups of 32", "8-bit signed symmetric, in blocks of 32"
+    assert {name: str(q.extra_repr()) for name, q in found.items()} == {
+        "0_weight": weights, "0_input": inputs, "2_weight": weights, "2_input": inputs,
+    }  # fmt: skip
     weight = by_loops(module.get_parameter("0.weight"), 4, 32, symmetric=False)
     quantizer = found["0_weight"]
     assert isinstance(quantizer, GroupFakeQuantize)
@@ -78,7 +82,7 @@ def test_four_affine_bits_in_groups_of_32_and_weights_alone_by_default(way: str)
     [
         (WeightOnlyQuantizer, {"quant_bits": 4}, {"group_size": 24}, "a power of two of at least 16, got 24"),
         (GPTQQuantizer, {"quant_bits": 4}, {"group_size": 8}, "a power of two of at least 16, got 8"),
-        (WeightOnlyQuantizer, {"quant_types": ["input"]}, {}, "expected some of weight for quantizer"),
+        (WeightOnlyQuantizer, {"quant_types": ["input"]}, {}, r"expected 'weight' among them for quantizer"),
         (DynamicQuantizer, {"quant_types": ["output"]}, {}, "expected some of weight, input for quantizer"),
         (DynamicQuantizer, {"quant_bits": 4}, {}, r"expected uint8, affine for the input of '0', got 4 bits"),
         (DynamicQuantizer, {"quant_bits": {"weight": 9}}, {}, "integers of up to 8 bits for the weight"),
@@ -101,6 +105,31 @@ def test_other_layers_are_left_out_and_refused_where_they_are_named(cls: type[Qu
     config = [{"quant_types": ["weight"], "op_names": ["0"]}]
     with pytest.raises(ConfigError, match=r"expected linear layers, got '0' \(conv2d\)"):
         cls(net, config, example_inputs=x).compress()
+
+
+def test_inputs_are_rounded_block_by_block() -> None:
+    net = nn.Sequential(nn.Linear(40, 5)).eval()
+    x = image(3, 2, 40).float()
+    x[0, 0, :16] = 0
+    config = [{"quant_bits": 8}]
+    got = WeightOnlyQuantizer(net, config, example_inputs=x, group_size=16).compress().eval()(x)
+    rounded = x.double().clone()
+    for row in rounded.reshape(-1, 40):
+        for start in (0, 16, 32):
+            block = row[start : start + 16]
+            scale = block.abs().max() / 127
+            if scale > 0:
+                block.copy_((block / scale).round() * scale)
+    weight = by_loops(net.get_parameter("0.weight"), 8, 16, symmetric=False)
+    expected = F.linear(rounded.float(), weight, net.get_parameter("0.bias"))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_pass_the_rounding_of_blocks() -> None:
+    x = image(2, 20).float().requires_grad_()
+    (BlockFakeQuantize(16)(x) * torch.arange(20.0)).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.arange(20.0).expand(2, 20))
 
 
 # -- dynamic ---------------------------------------------------------------------------------------------
@@ -148,3 +177,18 @@ def test_a_later_entry_leaves_what_an_earlier_one_gave() -> None:
     quantizer = WeightOnlyQuantizer(model(), config, example_inputs=X)
     quantizer.compress()
     assert {q.grid.bits for q in quantizer.fake_quantizers.values()} == {8}
+
+
+@pytest.mark.parametrize("cls", [WeightOnlyQuantizer, DynamicQuantizer])
+def test_the_projections_of_attention_are_linear_layers(cls: type[Quantizer]) -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    module = cls(net, [{"quant_bits": 8}], example_inputs=torch.randn(2, 3, 16)).compress()
+    found = {name for name, _ in module.get_submodule("fake_quant").named_children() if "weight" in name}
+    assert found == {f"{layer}_weight" for layer in ("self_attn", "self_attn_out_proj", "linear1", "linear2")}
+
+
+def test_a_saved_module_rounds_its_inputs_as_before(tmp_path: Path) -> None:
+    module = WeightOnlyQuantizer(model(), LINEAR, example_inputs=X, group_size=16).compress().eval()
+    fxcompress.save(module, tmp_path / "m.pt2")
+    assert torch.equal(fxcompress.load(tmp_path / "m.pt2").eval()(X), module(X))
