@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -77,8 +79,9 @@ class Example(NamedTuple):
 
 @functools.cache
 def example() -> Example:
-    """Written once per process; the folder is a temporary one."""
+    """Written once per process; the folder is gone at its end."""
     folder = Path(tempfile.mkdtemp(prefix="fxcompress-page-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     torch.manual_seed(0)
     masked, small = pruned()
     batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
