@@ -43,9 +43,13 @@ class DemoResult:
     options: dict[str, Any]
     machine: dict[str, Any] = field(default_factory=lambda: machine_facts())
 
+    def facts(self) -> dict[str, Any]:
+        """The result as JSON-ready dicts, strings and numbers."""
+        return {"benchmark": "demo", **asdict(self)}
+
     def to_json(self) -> str:
-        """The result as JSON text, with a final newline."""
-        return json.dumps({"benchmark": "demo", **asdict(self)}, indent=1) + "\n"
+        """``facts`` as JSON text, with a final newline."""
+        return json.dumps(self.facts(), indent=1) + "\n"
 
     def table(self) -> Table:
         """One row per amount: before, after, and by what factor it changed."""

@@ -1,166 +1,197 @@
-"""The real executable: what a good run writes, what a wrong one says, and what an interrupted one leaves."""
+"""The command line as a whole: help, exit codes, debugging; what each command does is in ``commands``."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import signal
+import shlex
 import subprocess
 import sys
-import time
-import zipfile
-from functools import partial
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 import fxcompress
-from fxcompress.demo_result import DemoResult, Measured
-
-FXCOMPRESS = Path(sys.executable).with_name("fxcompress")
-FILES = ["dense.onnx", "dense.pt2", "small.onnx", "small.pt2"]
-TIMEOUT = 300
+from fxcompress import cli
+from fxcompress.commands.found import Found
+from tests.commands.executable import FXCOMPRESS, TIMEOUT, environment, run, usage
 
 
-def run(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``fxcompress`` in ``cwd``, with the modules in the folder ``path`` before all others."""
-    env = {**os.environ, "COLUMNS": "100"}
-    if path is not None:
-        env["PYTHONPATH"] = str(path)
-    return subprocess.run(
-        [FXCOMPRESS, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command's parser, by name."""
+    parser = cli.make_parser()
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_shows_examples_that_parse(name: str) -> None:
+    text = commands()[name].format_help()
+    examples = [line.strip()[2:] for line in text.splitlines() if line.startswith("  $ ")]
+    assert examples
+    for example in examples:
+        program, *arguments = shlex.split(example)
+        assert program == "fxcompress"
+        assert arguments[0] == name
+        cli.make_parser().parse_args(arguments)
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from fxcompress.cli import make_parser; make_parser().format_help(); "
+    code += "print([name for name in ('torch', 'numpy', 'onnx') if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=TIMEOUT
     )
+    assert done.stdout == "[]\n", done.stderr
 
 
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr of a run that failed with exit code 1."""
-    assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("fxcompress: error: ")
-    return line
+def test_the_executable_lists_the_commands(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(f"\n    {name}" in done.stdout for name in commands())
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("demo")
-    return folder, run("demo", "--quick", "--json", "figures.json", cwd=folder)
+def test_the_version_is_printed_by_the_module_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fxcompress", "--version"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.stdout == f"fxcompress {fxcompress.__version__}\n"
 
 
-def test_the_demo_writes_models_that_load_and_run(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = demo
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert sorted(path.name for path in (folder / "demo").iterdir()) == FILES
-    dense, small = (fxcompress.load(folder / "demo" / f"{name}.pt2") for name in ("dense", "small"))
-    assert small(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
-    removed = 1 - sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in dense.parameters())
-    assert 0.7 < removed < 0.8  # half of the channels on both sides of nearly every weight
-
-
-def test_the_demo_prints_and_records_the_same_figures(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = demo
-    figures = json.loads((folder / "figures.json").read_text())
-    for row in ("accuracy, PyTorch", "accuracy, onnxruntime", "MACs per image", "ONNX file, bytes"):
-        assert row in done.stdout
-    for name, column in (("dense", "before"), ("small", "after")):
-        assert f"{figures[column]['parameters']:,}" in done.stdout
-        assert figures[column]["bytes_pt2"] == (folder / "demo" / f"{name}.pt2").stat().st_size
-        assert figures[column]["accuracy"] == pytest.approx(figures[column]["accuracy_onnx"], abs=0.01)
-        assert figures[column]["seconds_torch"] > 0
-    assert figures["after"]["macs"] < 0.35 * figures["before"]["macs"]
-    assert figures["options"]["quick"] is True
-
-
-def test_a_wrong_value_is_one_line_before_any_training(tmp_path: Path) -> None:
-    line = error_line(run("demo", "--sparsity", "1.5", cwd=tmp_path))
-    assert "sparsity: expected a number in [0, 1), got 1.5" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file")
-    assert "--out taken: cannot make this folder" in error_line(run("demo", "--out", "taken", cwd=tmp_path))
-
-
-def test_a_missing_folder_for_json_is_one_line_before_any_training(tmp_path: Path) -> None:
-    assert "nowhere does not exist" in error_line(run("demo", "--json", "nowhere/x.json", cwd=tmp_path))
-
-
-def test_missing_scikit_learn_names_the_command_that_installs_it(tmp_path: Path) -> None:
-    shadow = tmp_path / "shadow" / "sklearn"
-    shadow.mkdir(parents=True)
-    (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'sklearn'\")\n")
-    done = run("demo", "--out", "models", cwd=tmp_path, path=shadow.parent)
-    assert "pip install fxcompress[demo]" in error_line(done)
-    assert not (tmp_path / "models").exists()
-
-
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_debug_shows_the_traceback(tmp_path: Path, place: str) -> None:
-    wrong = ["demo", "--sparsity", "-1"]
-    done = run(*(["--debug", *wrong] if place == "before" else [*wrong, "--debug"]), cwd=tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ConfigError" in done.stderr
+def test_wrong_usage_exits_with_two(tmp_path: Path) -> None:
+    done = run("inspct", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "invalid choice: 'inspct'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "required: command"),
-        (["dmeo"], "invalid choice: 'dmeo'"),
-        (["demo", "--epoch", "x"], "expected a whole number of at least 1, got 'x'"),
-        (["demo", "--epochs", "0"], "expected a whole number of at least 1, got '0'"),
         (["demo", "--speed"], "unrecognized arguments: --speed"),
+        (["inspect"], "required: MODEL"),
+        (["inspect", "task:net", "--input", "2,3"], "argument --input: expected a shape such as 1x3x224x224"),
+        (["explain", "task:net"], "required: --config"),
+        (["speedup", "task:net"], "required: --out"),
+        (["speedup", "task:net", "--out", "x", "--round-to", "0"], "a whole number of at least 1, got '0'"),
+        (["export", "task:net", "--out", "x", "--opset", "new"], "invalid int value: 'new'"),
+        (["run"], "required: FILE"),
+        (["bench", "a.onnx", "--rounds", "many"], "a whole number of at least 1, got 'many'"),
+        (["sensitivity", "task:net"], "required: --evaluator"),
+        (["sensitivity", "a:b", "--evaluator", "a:b", "--sparsities", "a"], "numbers such as 0.25,0.5"),
+        (["compress", "task:net", "--config", "x", "--rounds", "-1"], "a whole number of at least 0"),
     ],
 )
-def test_wrong_usage_exits_with_two(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_names_the_argument(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in usage(capsys, *arguments)
 
 
-def test_the_version_is_printed_by_the_module_too(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fxcompress", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.stdout == f"fxcompress {fxcompress.__version__}\n"
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes a function the only command, called ``do``."""
+
+    def set_command(function: Any) -> None:
+        def add(commands: Any) -> None:
+            parser = commands.add_parser("do")
+            parser.add_argument("--json", action="store_true")
+            parser.set_defaults(run=function)
+
+        monkeypatch.setattr(cli, "COMMANDS", (add,))
+
+    return set_command
 
 
-def test_an_interrupted_demo_leaves_complete_files_only(tmp_path: Path) -> None:
-    """Interrupted as soon as something is being written: whatever has a model's name can be read."""
-    # A run in the background of a shell ignores the signal, and so would its children.
-    restore = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [FXCOMPRESS, "demo", "--quick"],
+def fail(options: argparse.Namespace) -> Found:
+    """Fail in a way nobody foresaw."""
+    raise KeyError("lost")
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "do"], ["do", "--debug"]])
+def test_debug_shows_the_traceback(command: Any, arguments: list[str]) -> None:
+    command(fail)
+    with pytest.raises(KeyError):
+        cli.main(arguments)
+
+
+def test_what_nobody_foresaw_is_one_message_too(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    command(fail)
+    assert cli.main(["do"]) == 1
+    assert capsys.readouterr().err == (
+        "fxcompress: error: KeyError: 'lost'\n  Unexpected: --debug shows where.\n"
+    )
+
+
+def test_an_interrupt_exits_with_130(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(options: argparse.Namespace) -> Found:
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert cli.main(["do"]) == 130
+    assert capsys.readouterr().err == "\nfxcompress: interrupted; files written so far are complete\n"
+
+
+def test_json_is_one_object_whatever_is_printed_besides(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk(options: argparse.Namespace) -> Found:
+        print("step 1 of 3")
+        return Found({"loss": float("nan"), "rows": (1, [float("inf"), 2.5])}, ("a table",))
+
+    command(talk)
+    assert cli.main(["do", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.out == '{"loss": null, "rows": [1, [null, 2.5]]}\n'
+    assert told.err == "step 1 of 3\n"
+    assert cli.main(["do"]) == 0
+    assert capsys.readouterr().out == "step 1 of 3\na table\n"
+
+
+def test_our_own_warnings_are_notes_and_those_of_others_are_left_out(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(options: argparse.Namespace) -> Found:
+        warnings.simplefilter("always")
+        warnings.warn("fxcompress: conv1 stays", stacklevel=2)
+        warnings.warn("deprecated in torch 3", DeprecationWarning, stacklevel=2)
+        return Found({}, ())
+
+    command(warn)
+    before = warnings.showwarning
+    assert cli.main(["do"]) == 0
+    assert capsys.readouterr().err == "fxcompress: note: conv1 stays\n"
+    assert warnings.showwarning is before
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = (
+        "import sys; from fxcompress import cli; from fxcompress.commands.found import Found\n"
+        "def add(commands):\n"
+        "    commands.add_parser('do').set_defaults(run=lambda options: Found({}, ('x',)))\n"
+        "cli.COMMANDS = (add,); sys.exit(cli.main(['do']))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
+        env=environment(),
+        stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=restore,
+        timeout=TIMEOUT,
     )
-    folder = tmp_path / "demo"
-    until = time.monotonic() + TIMEOUT
-    while time.monotonic() < until and process.poll() is None:
-        if folder.is_dir() and any(folder.iterdir()):
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130
-    assert errors.strip() == "fxcompress: interrupted; files written so far are complete"
-    assert {path.name for path in folder.rglob("*") if path.is_file()} < set(FILES)
-    for path in folder.glob("*.pt2"):
-        assert zipfile.ZipFile(path).testzip() is None
-        fxcompress.load(path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_slower_result_is_called_slower() -> None:
-    one = Measured(0.9, 0.9, 10, 10, 10, 10, 1.0, 1.0)
-    cells = [list(c.cells) for c in DemoResult(one, one, 1.25, 0.5, 64, {}).table().columns]
-    assert cells[-1][-2:] == ["1.2× slower", "2.0× faster"]
+def test_the_executable_is_the_one_of_this_environment() -> None:
+    assert os.access(FXCOMPRESS, os.X_OK)

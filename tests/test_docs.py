@@ -1,7 +1,8 @@
 """Every fenced block of README.md and docs/ that is code runs, in order, in an empty folder.
 
 ```python     run in one namespace per file; a ```text block right below it is what it prints
-```console    every line ``$ fxcompress …`` runs and succeeds
+```console    every line ``$ fxcompress …`` runs (in this process) and succeeds; a ```text block likewise
+# name.ext    a block that begins with a line like this is that file
 ```bash       set-up commands, which CI itself runs (see ``.ci/run``): not repeated here
 """
 
@@ -13,7 +14,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,19 +23,21 @@ from typing import Any
 import pytest
 import torch
 
+from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"python", "console", "text", "bash", ""}
+LANGUAGES = {"python", "console", "text", "bash", "toml", ""}
 SETUP = ("pip install '.[demo]' && fxcompress demo", "pip install -e '.[dev]' && make check")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# ([\w.]+\.\w+)\n")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``prints`` is the text block right below a Python block."""
+    """A fenced block; ``prints`` is the text block right below it."""
 
     language: str
     code: str
@@ -62,31 +64,44 @@ def run_python(block: Block, namespace: dict[str, Any], file: Path) -> None:
     code = compile("\n" * (block.line - 1) + block.code, str(file), "exec")
     with contextlib.redirect_stdout(printed):
         exec(code, namespace)
+    check_printed(block, printed.getvalue(), file)
+
+
+def check_printed(block: Block, printed: str, file: Path) -> None:
+    """Compare with the text block below, lines without what is blank at their ends."""
     if block.prints is not None:
-        got = [line.rstrip() for line in printed.getvalue().strip().splitlines()]
+        got = [line.rstrip() for line in printed.strip().splitlines()]
         assert got == [line.rstrip() for line in block.prints.strip().splitlines()], (
             f"{file.name}:{block.line}"
         )
 
 
-def run_console(block: Block) -> None:
-    folder = Path(sys.executable).parent
+def run_console(block: Block, file: Path) -> None:
+    """Run the commands in this process: the real executable has tests of its own."""
+    printed = io.StringIO()
     for line in block.code.splitlines():
         if line.startswith("$ "):
             program, *arguments = shlex.split(line[2:])
-            assert program == "fxcompress", f"line {block.line}: {line}"
-            done = subprocess.run([folder / program, *arguments], capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, done.stderr
+            assert program == "fxcompress", f"{file.name}:{block.line}: {line}"
+            with contextlib.redirect_stdout(printed):
+                assert main(arguments) == 0, f"{file.name}:{block.line}: {line}"
+    check_printed(block, printed.getvalue(), file)
 
 
 @pytest.fixture
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    modules, path = set(sys.modules), list(sys.path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.usefixtures("_empty_folder")
@@ -96,10 +111,12 @@ def test_every_block_runs(file: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(file.read_text(encoding="utf-8")):
         assert block.language in LANGUAGES, f"{file.name}:{block.line}: nothing runs ```{block.language}"
-        if block.language == "python":
+        if named := _FILE.match(block.code):
+            Path(named[1]).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
             run_python(block, namespace, file)
         elif block.language == "console":
-            run_console(block)
+            run_console(block, file)
 
 
 def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent / "fxcompress"
 
 # Bottom to top. A name stands for a package or a module directly under `fxcompress`.
 LAYERS = (
-    ("errors", "progress"),
-    ("ops",),
+    ("errors",),
+    ("ops", "places", "progress"),
     ("numerics", "kernels"),
     ("graph",),
     ("rules",),
@@ -27,6 +27,7 @@ LAYERS = (
     ("mixed_precision", "partial_quantization"),
     ("page",),
     ("demo", "demo_result"),
+    ("commands",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -37,6 +38,8 @@ ALLOWED = {
     ("pruning.base", "export.seeds"): "Pruner.export_model writes files, as the seeds' API does",
     ("quantization.base", "export.seeds"): "Quantizer.export_model, likewise",
     ("pruning.iterative", "compiler"): "IterativePruner removes channels physically between its rounds",
+    ("config.registry", "pruning"): "the built-in algorithms register themselves when they are imported",
+    ("config.registry", "quantization"): "likewise",
     ("cli", ""): "the version, which __init__ holds",
 }
 

@@ -88,9 +88,13 @@ def _register(table: dict[str, frozenset[str]], kind: str, name: str, types: fro
 
 def known_pruners() -> Mapping[str, frozenset[str]]:
     """Return a read-only view: pruner name -> operator types it supports."""
+    import fxcompress.pruning  # noqa: F401  the built-in ones register themselves
+
     return MappingProxyType(_PRUNERS)
 
 
 def known_quantizers() -> Mapping[str, frozenset[str]]:
     """Return a read-only view: quantizer name -> operator types that ``default`` means to it."""
+    import fxcompress.quantization  # noqa: F401  the built-in ones register themselves
+
     return MappingProxyType(_QUANTIZERS)

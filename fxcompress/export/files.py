@@ -38,3 +38,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(folder / final.name, final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder; the files in it at the end move into ``folder``, each whole.
+
+    They replace those of their names. On an exception none moves. ``folder`` is made if it does not exist.
+
+    Raises:
+        ExportError: if the folder cannot be made or written to.
+    """
+    final = Path(folder)
+    staging = final / f".{os.getpid()}.{secrets.token_hex(4)}"
+    existed = final.exists()
+    try:
+        try:
+            final.mkdir(parents=True, exist_ok=True)
+            staging.mkdir(mode=0o700)
+        except OSError as error:
+            raise ExportError(f"cannot write into {final}: {error.strerror}; name another folder") from error
+        yield staging
+        for file in sorted(staging.iterdir()):
+            os.replace(file, final / file.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # it is not empty
+                final.rmdir()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, _dynamo, fx, nn
+from torch import Tensor, fx, nn
 from torch.distributions import Distribution
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
@@ -151,6 +151,8 @@ def _tracing(known: bool) -> Iterator[None]:
     ``nn.Transformer`` compares its masks with a causal one only to choose a kernel; a distribution checks
     its parameters only to raise. ``known``: whether ``torch.compiler.is_compiling()`` tells of the trace.
     """
+    from torch import _dynamo  # takes as long to import as torch, and only a trace needs it
+
     compiling = torch.compiler.is_compiling
     detect, validate = transformer._detect_is_causal_mask, Distribution._validate_args
     transformer._detect_is_causal_mask = _said_to_be_causal

@@ -55,7 +55,7 @@ def choose_units(
             makers[unit].append(index)
     if group_score == "mean":
         total /= np.maximum(count, 1)
-    foreign = _foreign_makers(flow, units, layers)
+    foreign = foreign_makers(flow, units, layers)
     classes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for unit in sorted(makers):
         classes[tuple(makers[unit])].append(unit)
@@ -134,7 +134,7 @@ def _share(who: tuple[int, ...], layers: list[Layer], count: int) -> int:
     return share(min(known), count) if len(known) == len(given) else 0
 
 
-def _foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
+def foreign_makers(flow: Flow, units: Units, layers: list[Layer]) -> dict[int, str]:
     """Units made by a layer that the config does not select → which."""
     chosen = {str(layer.call.node) for layer in layers}
     weights = {p for layer in layers for p in flow.parameters_of(layer.call.args[layer.rule.weight])}

@@ -11,7 +11,7 @@ from fxcompress.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_PRUNERS", dict(registry._PRUNERS))
+    monkeypatch.setattr(registry, "_PRUNERS", dict(registry.known_pruners()))
 
 
 def test_the_built_in_pruners_support_convolutions_and_linear() -> None:

@@ -1,0 +1,289 @@
+"""``fxcompress compress``: from a model and a config file to a small model, its ONNX file and a report.
+
+    model → masks → (training) → speedup → quantizers → (training) → small.pt2, small.onnx, report.json
+
+Quantization comes after the speedup, which leaves channels around fake-quantize nodes. Everything that can be
+wrong without training is tried before it; what was trained under masks is kept in ``masked.pt2``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxcompress.commands.configs import add_config, naming, read_config
+from fxcompress.commands.found import Found, add_json, as_json, row, table
+from fxcompress.commands.options import add_model, add_place, check_model, natural, new_command, positive
+from fxcompress.errors import ConfigError, FxcompressError
+from fxcompress.places import Batches, function
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+    from fxcompress.graph.module import CompiledModule
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+Entries = list[dict[str, Any]]
+_EXAMPLES = """
+fxcompress compress models.resnet:make --weights best.pt --config prune.toml --train task:tune --out small
+fxcompress compress small.pt2 --config quantize.yaml --data task:calibration --out int8
+fxcompress compress models.resnet:make --config both.toml --data task:calibration --rounds 0 --json
+"""
+
+
+def add_compress(commands: Commands) -> None:
+    """The whole way."""
+    text = "prune, fine-tune, speed up, quantize and export a model as a config file says"
+    parser = new_command(commands, "compress", text, _EXAMPLES)
+    add_model(parser)
+    add_config(parser)
+    add_place(parser, "--data", "batches to measure and calibrate on, or a function that returns them")
+    add_place(parser, "--loss", "function(output, batch) -> scalar, for pruners that need gradients")
+    add_place(parser, "--train", "function(module) that fine-tunes under masks")
+    add_place(parser, "--train-quantized", "function(module) that fine-tunes with rounding")
+    parser.add_argument("--round-to", type=positive, metavar="N", help="keep a multiple of N channels")
+    parser.add_argument("--no-onnx", action="store_true", help="write no ONNX file")
+    parser.add_argument(
+        "--rounds", type=natural, default=20, metavar="N",
+        help="timed calls of each model, on one thread; 0 leaves latency out (default: 20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("compressed"), metavar="FOLDER",
+        help="for small.pt2, small.onnx and report.json (default: ./compressed)",
+    )  # fmt: skip
+    add_json(parser)
+    parser.set_defaults(run=run_compress)
+
+
+def run_compress(options: argparse.Namespace) -> Found:
+    """Do it, and compare before and after."""
+    check_model(options)
+    return _Job(options, read_config(options.config)).run()
+
+
+@dataclass(frozen=True)
+class _Results:
+    """``dense`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or that
+    quantized."""
+
+    dense: CompiledModule
+    small: CompiledModule
+    final: CompiledModule
+
+
+class _Job:
+    """One compression; everything that the options name is looked up at once."""
+
+    def __init__(self, options: argparse.Namespace, config_list: Entries) -> None:
+        self.options, self.config_list = options, config_list
+        with naming(options.config):
+            self.pruning, self.quantization = split(config_list)
+        self._check_options()
+        self.train, self.tune, self.loss = (
+            place and function(place) for place in (options.train, options.train_quantized, options.loss)
+        )
+        self.data = options.data and Batches(options.data)
+        self._stage = 0
+
+    def run(self) -> Found:
+        """Compress, write, compare."""
+        from fxcompress.commands.models import model_of
+        from fxcompress.config import explain
+        from fxcompress.export.files import filling
+
+        options = self.options
+        model = model_of(options)
+        with naming(options.config):
+            explain(model, self.config_list)  # every mistake that can be seen without a capture
+        with filling(options.out) as folder, tempfile.TemporaryDirectory() as elsewhere:
+            dense_onnx = Path(elsewhere) / "dense.onnx"
+            results = self._compress(model, dense_onnx)
+            facts, lines = self._write(results, folder, dense_onnx)
+        files = ["masked.pt2"] * bool(self.train) + facts["files"]
+        written = ", ".join(str(options.out / name) for name in files)
+        return Found(facts, (*lines, "", _comparison(facts), f"\nwritten: {written}"))
+
+    def _check_options(self) -> None:
+        options = self.options
+        if not self.pruning and not self.quantization:
+            raise ConfigError(
+                f"{options.config}: no entry prunes or quantizes; add sparsity or quant_bits to one"
+            )
+        for place, flag, entries, key in (
+            (options.train, "--train", self.pruning, "sparsity"),
+            (options.train_quantized, "--train-quantized", self.quantization, "quant_bits"),
+        ):
+            if place is not None and not entries:
+                raise FxcompressError(
+                    f"{flag}: no entry of {options.config} has {key}; leave it out, or add one"
+                )
+
+    def _compress(self, model: nn.Module, dense_onnx: Path) -> _Results:
+        from fxcompress.commands.models import inputs_of
+        from fxcompress.compiler import speedup
+        from fxcompress.export.archive import save
+        from fxcompress.export.onnx import export_onnx
+        from fxcompress.graph.capture import capture
+
+        options = self.options
+        self._begin("capture the model")
+        masked = capture(model, inputs_of(options.inputs))
+        dense = copy.deepcopy(masked)  # training changes the parameters that `masked` shares with the model
+        if not options.no_onnx:
+            self._begin("export it to ONNX as it is, to compare with")
+            export_onnx(dense, dense_onnx, verify=False)
+        if self.pruning:
+            self._begin(f"insert the masks that {options.config} asks for")
+            masked = self._compiled(masked, self.pruning)
+        if self.train is not None:
+            self._check_quantizers(dense)
+            self._begin(f"train under masks: {options.train}")
+            self.train(masked)
+            save(masked.eval(), options.out / "masked.pt2")
+        self._begin("speed up, verify in float64")
+        small = speedup(masked.eval(), round_to=options.round_to)
+        return _Results(dense, small, self._quantized(small))
+
+    def _check_quantizers(self, dense: CompiledModule) -> None:
+        """Whether quantizers do without data where they are given none: to know it before the training."""
+        from fxcompress.passes.convert import convert
+
+        if self.quantization and self.data is None and self.tune is None:
+            convert(self._compiled(copy.deepcopy(dense), self.quantization))
+
+    def _quantized(self, small: CompiledModule) -> CompiledModule:
+        options = self.options
+        if not self.quantization:
+            return small
+        self._begin(f"insert the quantizers that {options.config} asks for")
+        final = self._compiled(small, self.quantization)
+        if self.tune is not None:
+            self._begin(f"train with rounding: {options.train_quantized}")
+            self.tune(final)
+        return final.eval()
+
+    def _compiled(self, module: CompiledModule, entries: Entries) -> CompiledModule:
+        from fxcompress.compiler import compile
+
+        with naming(self.options.config):
+            return compile(module, entries, data=self.data, loss_fn=self.loss)
+
+    def _write(self, results: _Results, folder: Path, dense_onnx: Path) -> tuple[dict[str, Any], list[str]]:
+        """Every file of the folder; returns the facts of ``report.json``, and lines to print."""
+        from fxcompress.commands.export import onnx_facts, onnx_lines
+        from fxcompress.export.archive import save
+        from fxcompress.export.onnx import export_onnx
+
+        options, report = self.options, results.small.report
+        save(results.final, folder / "small.pt2")
+        facts: dict[str, Any] = {
+            "model": options.model,
+            "config": self.config_list,
+            "out": str(options.out),
+            "quantized": bool(self.quantization),
+            "report": report.to_dict(),
+            "onnx": None,
+            "files": ["small.pt2", *([] if options.no_onnx else ["small.onnx"]), "report.json"],
+        }
+        lines = [str(report)]
+        files = {"dense": dense_onnx, "small": folder / "small.onnx"}
+        if not options.no_onnx:
+            self._begin("export to ONNX, compare with onnxruntime")
+            written = export_onnx(results.final, files["small"])
+            facts["onnx"] = {
+                **onnx_facts(written),
+                "onnx": "small.onnx",
+                "bytes_before": dense_onnx.stat().st_size,
+            }
+            lines += ["", *onnx_lines(written, options.out / "small.onnx")]
+        if options.rounds:
+            self._begin("measure latency")
+            facts["latency"] = _latency(results, {} if options.no_onnx else files, options.rounds)
+        (folder / "report.json").write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
+        return facts, lines
+
+    def _begin(self, told: str) -> None:
+        """Say which step begins, on standard error."""
+        self._stage += 1
+        print(f"[{self._stage}] {told}", file=sys.stderr, flush=True)
+
+
+def split(config_list: Entries) -> tuple[Entries, Entries]:
+    """The config list of each stage, empty where nothing asks for it. Exclusions hold in both."""
+    from fxcompress.config.schema import PRUNING_KEYS, QUANT_KEYS, parse
+
+    parse(config_list)
+    stages = []
+    for own, other in ((PRUNING_KEYS, QUANT_KEYS), (QUANT_KEYS, PRUNING_KEYS)):
+        entries = [{k: v for k, v in entry.items() if k not in other} for entry in config_list]
+        kept = [entry for entry in entries if "exclude" in entry or any(key in own for key in entry)]
+        stages.append(kept if any(key in own for entry in kept for key in entry) else [])
+    return stages[0], stages[1]
+
+
+def _latency(results: _Results, files: Mapping[str, Path], rounds: int) -> dict[str, Any]:
+    """Seconds of one call on the example inputs: the float models in PyTorch, the files in onnxruntime."""
+    import torch
+
+    from fxcompress.commands.runners import OnnxRunner
+    from fxcompress.graph.cost import compare_latency
+    from fxcompress.graph.module import eval_mode
+
+    inputs = results.dense.example_inputs
+    args, kwargs = inputs
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with eval_mode(results.dense), eval_mode(results.small), torch.inference_mode():
+        modules = {"dense": results.dense, "small": results.small}
+        torch_calls = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
+        times = {"PyTorch": compare_latency(torch_calls, rounds=rounds)}
+    torch.set_num_threads(threads)
+    if files:
+        calls = {name: OnnxRunner(path, 1).bound(inputs) for name, path in files.items()}
+        times["onnxruntime"] = compare_latency(calls, rounds=rounds)
+    return {
+        runtime: {
+            "before": both["dense"].to_dict(),
+            "after": both["small"].to_dict(),
+            "ratio": both["small"].ratio_to(both["dense"]),
+        }
+        for runtime, both in times.items()
+    }
+
+
+def _comparison(facts: Mapping[str, Any]) -> Table:
+    """Before and after: parameters, MACs, bytes, latency."""
+    report, onnx = facts["report"], facts["onnx"]
+    made = table(f"{facts['model']}: before and after", "", "before", "after", "change")
+    amounts = {
+        "parameters": report["parameters"],
+        "MACs per example": report["macs"],
+        "weights, bytes": report["bytes"],
+        "ONNX file, bytes": onnx and {"before": onnx["bytes_before"], "after": onnx["bytes"]},
+    }
+    for name, amount in amounts.items():
+        if amount:
+            before, after = amount["before"], amount["after"]
+            words = ("smaller", "larger") if "bytes" in name else ("fewer", "more")
+            row(made, name, before, after, _change(after / max(before, 1), *words))
+    for runtime, times in facts.get("latency", {}).items():
+        before, after = (f"{1e3 * times[when]['median']:.3f}" for when in ("before", "after"))
+        what = " (not quantized)" if facts["quantized"] and runtime == "PyTorch" else ""
+        row(made, f"{runtime}{what}, ms", before, after, _change(times["ratio"], "faster", "slower"))
+    return made
+
+
+def _change(ratio: float, less: str, more: str) -> str:
+    """``after / before`` in words."""
+    if ratio == 1:
+        return "none"
+    return f"{1 / max(ratio, 1e-9):.2f}× {less}" if ratio < 1 else f"{ratio:.2f}× {more}"
