@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fxcompress.export.seeds import export_model
     from fxcompress.graph.capture import capture
     from fxcompress.graph.module import CompiledModule
+    from fxcompress.page.write import write_report
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "save",
     "save_masks",
     "speedup",
+    "write_report",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "export.seeds": ("export_model",),
     "graph.capture": ("capture",),
     "graph.module": ("CompiledModule",),
+    "page.write": ("write_report",),
 }
 
 if not TYPE_CHECKING:  # for type checkers the names above are all there are

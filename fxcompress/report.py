@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import itertools
 import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,26 +19,21 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.fx.node import map_aggregate, map_arg
+from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fxcompress.errors import SpeedupError
 from fxcompress.graph.cost import (
+    Call,
     Latency,
     MacCount,
     as_call,
     compare_latency,
     count_bytes,
-    count_macs,
     count_parameters,
     evaluating,
 )
-from fxcompress.graph.module import CompiledModule, empty_twin, mirror
+from fxcompress.graph.weightless import Weightless
 
 Shape = tuple[int, ...]
 
@@ -67,12 +60,26 @@ class Change:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One layer's weight (or one free parameter): its shape before and after; ``None`` where it is absent."""
+    """One layer's weight (or one free parameter): its shape before and after; ``None`` where it is absent.
+
+    ``parameters``: elements of all of the layer's own parameters. ``channels``: how many its output has;
+    ``None`` where its class does not say.
+    """
 
     name: str
     type: str
     before: Shape | None
     after: Shape | None
+    parameters: Change = Change(0, 0)
+    channels: Change | None = None
+
+
+class Subjects(NamedTuple):
+    """The modules that a report is about, ``None`` where one is gone, and the call both accept."""
+
+    before: nn.Module | None
+    after: nn.Module | None
+    inputs: Call
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,11 @@ class Report:
     notes: tuple[str, ...]
     latency: tuple[Latency, Latency] | None = None
     _subject: _Subject | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def subjects(self) -> Subjects | None:
+        """The modules compared, as long as they are alive; ``None`` of a report that was made without any."""
+        return self._subject.alive() if self._subject else None
 
     @property
     def macs(self) -> Change | None:
@@ -144,6 +156,8 @@ class Report:
                 "type": layer.type,
                 "before": _as_list(layer.before),
                 "after": _as_list(layer.after),
+                "channels": layer.channels and _change_dict(layer.channels),
+                "parameters": _change_dict(layer.parameters),
                 "macs": _change_dict(macs[layer.name]) if layer.name in macs else None,
             }
             for layer in self.layers
@@ -217,9 +231,13 @@ class _Subject:
     def __init__(self, before: nn.Module, after: nn.Module, inputs: Any) -> None:
         self._inputs = as_call(inputs)
         self._alive: tuple[Callable[[], nn.Module | None], ...] = (weakref.ref(before), weakref.ref(after))
-        self._weightless = (_Weightless(before), _Weightless(after))
+        self._weightless = (Weightless(before), Weightless(after))
         self._macs: tuple[MacCount, MacCount] | None = None
         self._counted = False
+
+    def alive(self) -> Subjects:
+        before, after = (reference() for reference in self._alive)
+        return Subjects(before, after, self._inputs)
 
     def macs(self) -> tuple[MacCount, MacCount] | None:
         if not self._counted:
@@ -272,102 +290,53 @@ def _gone() -> nn.Module | None:
     return None
 
 
-class _Shape(NamedTuple):
-    """Stands for a tensor."""
-
-    size: Shape
-    dtype: torch.dtype
-    is_parameter: bool
-
-    def empty(self, device: torch.device) -> Tensor:
-        made = torch.empty(self.size, dtype=self.dtype, device=device)
-        return nn.Parameter(made, requires_grad=False) if self.is_parameter else made
-
-
-def _shapes(table: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    return {
-        name: t if t is None else _Shape(tuple(t.shape), t.dtype, isinstance(t, nn.Parameter))
-        for name, t in table.items()
-    }
-
-
-class _Mark:
-    """Stands for a node."""
-
-    __slots__ = ()
-
-
-class _GraphRecord:
-    """What a graph computes: cheaper than a copy, and does not keep the graph's module alive."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        marks = {node: _Mark() for node in graph.nodes}
-        find: Any = marks.__getitem__
-        self._nodes: list[tuple[Any, ...]] = [
-            (mark, n.op, n.target, map_arg(n.args, find), map_arg(n.kwargs, find), n.name)
-            for n, mark in marks.items()
-        ]
-        self._empty = empty_twin(graph)
-
-    def graph(self) -> fx.Graph:
-        twin, nodes = empty_twin(self._empty), {}  # type: tuple[fx.Graph, dict[_Mark, fx.Node]]
-
-        def find(value: Any) -> Any:
-            return nodes[value] if isinstance(value, _Mark) else value
-
-        for mark, op, target, args, kwargs, name in self._nodes:
-            args, kwargs = map_aggregate(args, find), map_aggregate(kwargs, find)
-            nodes[mark] = twin.create_node(op, target, args, kwargs, name)
-        return twin
-
-
-class _Weightless:
-    """A module without its weights; to be counted it is made again with fake tensors."""
-
-    def __init__(self, module: nn.Module) -> None:
-        tensors = itertools.chain(module.parameters(), module.buffers())
-        self._device = next((t.device for t in tensors), torch.device("cpu"))
-        self._graph: _GraphRecord | None = None
-        if isinstance(module, CompiledModule):
-            self._root, self._graph = mirror(module, copy.copy), _GraphRecord(module.graph)
-        else:
-            weightless = {id(t): t.to("meta") for t in (*module.parameters(), *module.buffers())}
-            self._root = copy.deepcopy(module, weightless)
-        for owner in self._root.modules():
-            vars(owner).update(_parameters=_shapes(owner._parameters), _buffers=_shapes(owner._buffers))
-
-    def macs(self, inputs: Any) -> MacCount:
-        """Count them; only once, as the shapes become fake tensors."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            for owner in self._root.modules():
-                tables: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
-                for table in tables:
-                    table.update({name: s.empty(self._device) for name, s in table.items() if s is not None})
-        module = self._root if self._graph is None else CompiledModule(self._root, self._graph.graph())
-        return count_macs(module, inputs)
-
-
 def _layer_changes(before: nn.Module, after: nn.Module) -> Iterator[LayerChange]:
     """One row per layer with a ``weight`` and per parameter that is read without a layer."""
-    old, new = _weights(before), _weights(after)
+    old, new = _rows(before), _rows(after)
     for name in dict.fromkeys([*old, *new]):
-        kinds = [weights[name][0] for weights in (old, new) if name in weights]
-        shapes = [weights[name][1] if name in weights else None for weights in (old, new)]
-        yield LayerChange(name, kinds[-1], *shapes)
+        first, last = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        widths = first.channels, last.channels
+        channels = None if widths[0] is None or widths[1] is None else Change(widths[0], widths[1])
+        parameters = Change(first.parameters, last.parameters)
+        yield LayerChange(name, last.type or first.type, first.shape, last.shape, parameters, channels)
 
 
-def _weights(module: nn.Module) -> dict[str, tuple[str, Shape]]:
-    rows: dict[str, tuple[str, Shape]] = {}
+class _Row(NamedTuple):
+    """One side of a ``LayerChange``."""
+
+    type: str
+    shape: Shape | None
+    parameters: int
+    channels: int | None
+
+
+_ABSENT = _Row("", None, 0, 0)
+
+
+def _rows(module: nn.Module) -> dict[str, _Row]:
+    rows: dict[str, _Row] = {}
     for prefix, owner in module.named_modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
+        own = {name: parameter for name, parameter in owner._parameters.items() if parameter is not None}
+        for name, parameter in own.items():
             shape = tuple(parameter.shape)
             if name == "weight" and prefix:
-                rows[prefix] = (owner._get_name(), shape)
+                count = sum(other.numel() for other in own.values())
+                rows[prefix] = _Row(owner._get_name(), shape, count, _channels(owner, shape))
             elif "weight" not in owner._parameters:
-                rows[f"{prefix}.{name}".removeprefix(".")] = ("Parameter", shape)
+                rows[f"{prefix}.{name}".removeprefix(".")] = _Row("Parameter", shape, parameter.numel(), None)
     return rows
+
+
+_CHANNELS = ("out_channels", "out_features", "embedding_dim", "nf")
+"""Attributes that say how many channels a layer's output has."""
+
+
+def _channels(layer: nn.Module, weight: Shape) -> int | None:
+    """By the layer's attributes; a weight of one dimension scales channels."""
+    if len(weight) == 1:
+        return weight[0]
+    found = (getattr(layer, name, None) for name in _CHANNELS)
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def _change_dict(change: Change) -> dict[str, float]:

@@ -25,6 +25,7 @@ LAYERS = (
     ("compiler",),
     ("budget", "callbacks", "sensitivity", "sqnr"),
     ("mixed_precision", "partial_quantization"),
+    ("page",),
     ("demo", "demo_result"),
     ("auto",),
     ("commands",),

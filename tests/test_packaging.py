@@ -15,6 +15,7 @@ import pytest
 import fxcompress
 
 ROOT = Path(__file__).parent.parent
+TEMPLATES = [file.name for file in (ROOT / "fxcompress" / "page" / "templates").iterdir()]
 PASSES = {f"fxcompress/passes/{file.name}" for file in (ROOT / "passes").glob("*.py")}
 
 if sys.version_info >= (3, 11):
@@ -96,4 +97,5 @@ def test_a_wheel_holds_the_passes_also_when_built_from_an_sdist(tmp_path: Path) 
         names = set(zipfile.ZipFile(wheel).namelist())
         assert names >= PASSES
         assert "fxcompress/py.typed" in names
+        assert {f"fxcompress/page/templates/{name}" for name in TEMPLATES} <= names
         assert not any(name.startswith("passes/") for name in names)

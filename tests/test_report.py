@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import SpeedupError
-from fxcompress.report import Change, Kept, LayerChange, Report, make_report
+from fxcompress.report import Change, Kept, LayerChange, Report, Subjects, _layer_changes, make_report
 
 INPUTS = torch.randn(2, 3, 8, 8)
 
@@ -94,6 +94,8 @@ def test_json_holds_the_same_facts(report: Report) -> None:
         "type": "Conv2d",
         "before": [8, 3, 3, 3],
         "after": [4, 3, 3, 3],
+        "channels": {"before": 8, "after": 4, "removed": 0.5},
+        "parameters": {"before": 224, "after": 112, "removed": 0.5},
         "macs": {"before": 13824, "after": 6912, "removed": 0.5},
     }
     assert facts["kept"] == [{"node": report.kept[0].node, "reason": report.kept[0].reason}]
@@ -104,7 +106,40 @@ def test_json_holds_the_same_facts(report: Report) -> None:
 def test_layers_that_exist_on_one_side_only_are_listed() -> None:
     before, after = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
     report = make_report(fx.symbolic_trace(before), fx.symbolic_trace(after), torch.randn(1, 2))
-    assert report.layers[1] == LayerChange("1", "Linear", (2, 2), None)
+    assert report.layers[1] == LayerChange("1", "Linear", (2, 2), None, Change(6, 0), Change(2, 0))
+
+
+class Widths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(6, 4, 3, groups=2)
+        self.table = nn.Embedding(10, 5)
+        self.norm = nn.LayerNorm(7)
+        self.lstm = nn.LSTM(3, 2)
+        self.slope = nn.PReLU(1)
+
+
+def test_channels_are_those_of_the_output_and_parameters_all_of_the_layers() -> None:
+    rows = {row.name: row for row in _layer_changes(Widths(), nn.Module())}
+    assert {name: row.channels and row.channels.before for name, row in rows.items()} == {
+        "up": 4,
+        "table": 5,
+        "norm": 7,
+        "slope": 1,
+        **dict.fromkeys(f"lstm.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+    }
+    assert rows["up"].parameters == Change(6 * 2 * 9 + 4, 0)
+    assert rows["lstm.weight_ih_l0"].parameters == Change(8 * 3, 0)
+
+
+def test_subjects_are_there_as_long_as_they_are_alive() -> None:
+    before, after = pair()
+    report = make_report(before, after, INPUTS)
+    assert report.subjects == Subjects(before, after, ((INPUTS,), {}))
+    del before
+    gc.collect()
+    assert report.subjects == Subjects(None, after, ((INPUTS,), {}))
+    assert Report(Change(0, 0), Change(0, 0), (), (), ()).subjects is None
 
 
 def test_macs_are_counted_after_both_modules_are_gone() -> None:

@@ -217,7 +217,9 @@ def layer_of(node: fx.Node) -> str:
         source = pending.pop(0)
         if source.op == "get_attr":
             return str(source.target).rpartition(".")[0] or str(source.target)
-        if source.op == "call_function" and any(i.op == "get_attr" for i in source.all_input_nodes):
+        if source.op != "call_function" or source.target is ops.call:
+            continue
+        if any(i.op == "get_attr" for i in source.all_input_nodes):
             pending.extend(source.all_input_nodes)
     return node.name
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxcompress
 from fxcompress import ops
 from fxcompress.graph.cost import (
     Latency,
@@ -95,6 +96,24 @@ def test_masked_and_functional_layers_keep_their_layer_names() -> None:
     graph.output(graph.call_function(torch.ops.aten.linear.default, (called, masked)))
     count = count_macs(fx.GraphModule(root, graph), torch.randn(3, 4))
     assert count.by_layer == {"layer": 24, "other": 12}
+
+
+class Products(nn.Module):
+    """A product of what two layers of a submodule yield."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner["a"](x) @ self.inner["b"](x)
+        return y
+
+
+def test_an_operator_that_reads_a_masked_layer_keeps_its_own_name() -> None:
+    x = torch.randn(2, 4, 4)
+    masked = fxcompress.compile(Products(), [{"sparsity": 0.5, "pruner": "level"}], x)
+    assert count_macs(masked, x).by_layer == count_macs(fxcompress.capture(Products(), x), x).by_layer
 
 
 def test_attention_and_recurrence_are_counted() -> None:
