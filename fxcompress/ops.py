@@ -24,7 +24,15 @@ def call(module: nn.Module, x: Tensor, **parameters: Tensor) -> Tensor:
 
     The module's hooks, buffers (running statistics) and ``training`` flag behave as in ``module(x)``.
     """
-    return torch.func.functional_call(module, parameters, (x,))  # type: ignore[no-any-return]
+    held = module._parameters
+    if torch.compiler.is_compiling() or not parameters.keys() <= held.keys():
+        return torch.func.functional_call(module, parameters, (x,))  # type: ignore[no-any-return]
+    own = dict(held)  # what functional_call does, without its search for tied names
+    held.update(parameters)  # type: ignore[arg-type]
+    try:
+        return module(x)  # type: ignore[no-any-return]
+    finally:
+        held.update(own)
 
 
 def observe(x: Tensor, observer: nn.Module) -> Tensor:

@@ -65,12 +65,13 @@ class Grid:
             low: smallest values, ``[]`` or ``[slices]``.
             high: largest values, of the same shape.
         """
-        low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+        low, high = low.float(), high.float()
         if self.symmetric:
             middle = 0 if self.signed else 1 << (self.bits - 1)
             # Of an unsigned grid the short side, as the other has a number to spare.
             scale = self.snapped(torch.maximum(-low, high) / (self.qmax - middle))
             return scale, torch.full_like(scale, middle, dtype=torch.int32)
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         scale = self.snapped((high - low) / (self.qmax - self.qmin))
         zero_point = self.qmin - torch.round(low / scale)
         return scale, zero_point.clamp(self.qmin, self.qmax).to(torch.int32)

@@ -1,7 +1,7 @@
 """``rounded``: what ``torch.fake_quantize_*`` compute, to the bit, in vectorized operations.
 
     forward    x̂ = clamp(round(x · 1/s), low, high) · s          with low = qmin − z, high = qmax − z
-    backward   ∂x = ∂x̂ where low ≤ round(x · 1/s) ≤ high, else 0  (straight-through, clipped)
+    backward   ∂x = ∂x̂ where low − ½ < x/s < high + ½, else 0  (straight-through, clipped)
 
 Torch's CPU kernels take one element at a time: forward and backward together cost twice to three times as
 much (``benchmarks/qat_step.py``), and they keep a mask, where here the operand is kept, which the operator
@@ -25,14 +25,18 @@ class _Rounding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         inverse = 1.0 / scale
-        ctx.save_for_backward(x, inverse)
+        ctx.save_for_backward(x, scale, inverse)
         ctx.ends = low, high
         return (x * inverse).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, inverse = ctx.saved_tensors
-        low, high = ctx.ends
-        steps = (x * inverse).round_()
-        within: Tensor = torch.ops.aten.hardtanh_backward(grad, steps, low - 0.5, high + 0.5)
+        x, scale, inverse = ctx.saved_tensors
+        low, high = (end + half for end, half in zip(ctx.ends, (-0.5, 0.5), strict=True))
+        if scale.numel() == 1:
+            step = scale.item()
+            low, high = low * step, high * step
+        else:
+            x = x * inverse
+        within: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
         return within, None, None, None
