@@ -1,6 +1,7 @@
 """``fxcompress compress``: from a model and a config file to a small model, its ONNX file and a report.
 
-    model → masks → (training) → speedup → quantizers → (training) → small.pt2, small.onnx, report.json
+    model → masks → (training) → speedup → quantizers → (training)
+          → small.pt2, small.onnx, report.json, page.html
 
 Quantization comes after the speedup, which leaves channels around fake-quantize nodes. Everything that can be
 wrong without training is tried before it; what was trained under masks is kept in ``masked.pt2``.
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from fxcompress.export.onnx import OnnxReport
     from fxcompress.graph.module import CompiledModule
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -53,12 +56,15 @@ def add_compress(commands: Commands) -> None:
     parser.add_argument("--round-to", type=positive, metavar="N", help="keep a multiple of N channels")
     parser.add_argument("--no-onnx", action="store_true", help="write no ONNX file")
     parser.add_argument(
+        "--no-page", action="store_true", help="write no page.html (needs the extra 'report')"
+    )
+    parser.add_argument(
         "--rounds", type=natural, default=20, metavar="N",
         help="timed calls of each model, on one thread; 0 leaves latency out (default: 20)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("compressed"), metavar="FOLDER",
-        help="for small.pt2, small.onnx and report.json (default: ./compressed)",
+        help="for small.pt2, small.onnx, report.json and page.html (default: ./compressed)",
     )  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=run_compress)
@@ -72,10 +78,11 @@ def run_compress(options: argparse.Namespace) -> Found:
 
 @dataclass(frozen=True)
 class _Results:
-    """``dense`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or that
-    quantized."""
+    """``dense``, ``masked`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or
+    that quantized."""
 
     dense: CompiledModule
+    masked: CompiledModule
     small: CompiledModule
     final: CompiledModule
 
@@ -151,7 +158,7 @@ class _Job:
             save(masked.eval(), options.out / "masked.pt2")
         self._begin("speed up, verify in float64")
         small = speedup(masked.eval(), round_to=options.round_to)
-        return _Results(dense, small, self._quantized(small))
+        return _Results(dense, masked, small, self._quantized(small))
 
     def _check_quantizers(self, dense: CompiledModule) -> None:
         """Whether quantizers do without data where they are given none: to know it before the training."""
@@ -194,7 +201,7 @@ class _Job:
             "onnx": None,
             "files": ["small.pt2", *([] if options.no_onnx else ["small.onnx"]), "report.json"],
         }
-        lines = [str(report)]
+        lines, written = [str(report)], None
         files = {"dense": dense_onnx, "small": folder / "small.onnx"}
         if not options.no_onnx:
             self._begin("export to ONNX, compare with onnxruntime")
@@ -208,8 +215,26 @@ class _Job:
         if options.rounds:
             self._begin("measure latency")
             facts["latency"] = _latency(results, {} if options.no_onnx else files, options.rounds)
+        if not options.no_page:
+            lines += self._page(results, folder, written, facts["files"])
         (folder / "report.json").write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         return facts, lines
+
+    def _page(self, results: _Results, folder: Path, onnx: OnnxReport | None, files: list[str]) -> list[str]:
+        """``page.html`` and ``page.json``, added to ``files``; or a line that says what they need."""
+        if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
+            return ["", "page.html: not written; pip install 'fxcompress[report]' for it"]
+        from fxcompress.page import write_report
+        from fxcompress.sqnr import sqnr
+
+        self._begin("write page.html")
+        rounded = self.quantization and self.data is not None
+        noise = sqnr(results.final, self.data, end_to_end=False) if rounded and self.data else None
+        write_report(
+            folder / "page.html", results.small, onnx=onnx, sqnr=noise, latency=bool(self.options.rounds)
+        )
+        files += ["page.html", "page.json"]
+        return []
 
     def _begin(self, told: str) -> None:
         """Say which step begins, on standard error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_one_json_object_on_stdout_and_the_steps_on_stderr(compressed: tuple[Pat
     assert found == json.loads((folder / "compressed" / "report.json").read_text())
     steps = [line for line in done.stderr.splitlines() if line.startswith("[")]
     assert steps[3:5] == ["[4] train under masks: task:tune", "[5] speed up, verify in float64"]
-    assert len(steps) == 8
+    assert len(steps) == 9
     assert "training" in done.stderr.splitlines()  # what one's own code prints
 
 
@@ -67,6 +68,8 @@ def test_the_files_are_the_quantized_model(compressed: tuple[Path, Done]) -> Non
     out = folder / "compressed"
     assert sorted(path.name for path in out.iterdir()) == [
         "masked.pt2",
+        "page.html",
+        "page.json",
         "report.json",
         "small.onnx",
         "small.pt2",
@@ -109,20 +112,20 @@ def test_a_missing_config_file_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project, current and importable; the modules imported from it are forgotten afterwards."""
     monkeypatch.chdir(project(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "task", raising=False)
     (tmp_path / "prune.json").write_text('[{"sparsity": 0.5, "op_types": ["Conv2d"]}]')
     both = [{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"quant_bits": 8, "quantizer": "ptq"}]
     (tmp_path / "both.json").write_text(json.dumps(both))
     (tmp_path / "quantize.yaml").write_text("config:\n- quant_bits: 8\n  quantizer: ptq\n")
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("task", None)
 
 
 def test_pruning_alone_prints_a_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "prune.json", "--no-onnx", "--rounds", "0", "--out", "made/here"]
+    arguments = ["--config", "prune.json", "--no-onnx", "--no-page", "--rounds", "0", "--out", "made/here"]
     assert main(["compress", "task:make", "--model-args", '{"width": 12}', *arguments]) == 0
     told = capsys.readouterr().out
     after = 6 * 9 + 6 + 2 * 6 + 2 * (6 * 6 * 9 + 6) + 6 * 10 + 10
@@ -130,6 +133,22 @@ def test_pruning_alone_prints_a_comparison(folder: Path, capsys: pytest.CaptureF
     assert row[2] == str(after)
     assert told.splitlines()[-1] == "written: made/here/small.pt2, made/here/report.json"
     assert sorted(path.name for path in (folder / "made" / "here").iterdir()) == ["report.json", "small.pt2"]
+
+
+def test_the_page_shows_what_rounding_costs(compressed: tuple[Path, Done]) -> None:
+    out = compressed[0] / "compressed"
+    page, data = (out / "page.html").read_text(encoding="utf-8"), json.loads((out / "page.json").read_text())
+    assert "conv1" in page
+    assert data["sqnr"]
+    assert data["onnx"]
+
+
+def test_without_the_extra_the_page_says_what_it_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fxcompress.commands.compress.find_spec", lambda name: None)
+    assert main(["compress", "task:make", "--config", "prune.json", "--no-onnx", "--rounds", "0"]) == 0
+    assert "page.html: not written; pip install 'fxcompress[report]' for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the project, in this process."""
+def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In the project, in this process; the modules imported from it are forgotten afterwards."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "task", raising=False)
+    yield
+    sys.modules.pop("task", None)
 
 
 def test_inspect_counts_layers_and_groups_channels(folder: Path) -> None:
