@@ -207,6 +207,23 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def markdown(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of the README, line by line: times faster than float32 onnxruntime, batch 1 / 8."""
+    lines = [
+        "| batch 1 / 8 | fxcompress | static | dynamic | not exact |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        cells = [
+            " / ".join(f"{row['speedup'][str(batch)][tool]:.2f}" for batch in BATCHES)
+            for tool in ("fxcompress", "static", "dynamic")
+        ]
+        values = row["parity"]
+        exact = f"{values['mismatches']} of {values['values'] / 1e6:.0f} million"
+        lines.append(f"| {name} | {' | '.join(cells)} | {exact} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, record after every model; returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="int8.py", description=(__doc__ or "").split("\n\n")[0])

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import int8
 from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
 
@@ -145,6 +146,22 @@ def test_the_figures_of_the_readme_are_the_recorded_ones() -> None:
         if ", ms per " in name:  # seconds are those of one machine: the README gives the ratio
             name, amounts = name.replace(", ms per ", ", "), ["", "", amounts[-1]]
         assert "| " + " | ".join([name, *amounts]).replace("|  |  |", "| | |") + " |" in readme
+
+
+def test_the_integer_figures_of_the_readme_are_the_recorded_ones() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results"
+    record = json.loads((results / "int8.json").read_text(encoding="utf-8"))
+    assert "\n".join(int8.markdown(record["rows"])) in readme
+    words = " ".join(readme.split())
+    minilm = json.loads((results / "minilm.json").read_text(encoding="utf-8"))["files"]["static, SmoothQuant"]
+    speedup = " and ".join(f"{minilm['speedup'][f'batch {batch}']:.2f}" for batch in (1, 8))
+    assert f"{speedup} times as fast as in float32, at a mean cosine of {minilm['cosine_mean']:.4f}" in words
+    steps = json.loads((results / "qat_step.json").read_text(encoding="utf-8"))["subjects"]
+    ours = {name: row["ratios"]["fxcompress"] for name, row in steps.items()}
+    theirs = steps["digits"]["ratios"]["torchao"]
+    assert f"{ours['resnet18']:.2f} of a float step on ResNet-18" in words
+    assert f"{ours['digits']:.2f} on the digits net (torchao: {theirs:.2f})" in words
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
