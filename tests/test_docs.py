@@ -161,7 +161,7 @@ def test_the_integer_figures_of_the_readme_are_the_recorded_ones() -> None:
     ours = {name: row["ratios"]["fxcompress"] for name, row in steps.items()}
     theirs = steps["digits"]["ratios"]["torchao"]
     assert f"{ours['resnet18']:.2f} of a float step on ResNet-18" in words
-    assert f"{ours['digits']:.2f} on the digits net (torchao: {theirs:.2f})" in words
+    assert f"{ours['digits']:.2f} on the digits net (torchao: {theirs:.2f};" in words
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
