@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from benchmarks import int8
+from docs.outside_links import on_page_markdown
 from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
 
@@ -128,7 +129,13 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
     assert "pip install -qq --progress-bar off -e '.[dev]'" in ci
     assert ci.rstrip().endswith("exec .ci/check")
     assert "\ncheck:\n\t@.ci/check\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    for tool in ("ruff check .", "ruff format --check", "mypy", "python -m pytest"):
+    for tool in (
+        "ruff check .",
+        "ruff format --check",
+        "mypy",
+        "mkdocs build --quiet --strict",
+        "python -m pytest",
+    ):
         assert f"step {tool}" in check
     assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in ("run", "check"))
 
@@ -169,6 +176,11 @@ def test_relative_links_lead_somewhere(file: Path) -> None:
     for target in _LINK.findall(_FENCE.sub("", file.read_text(encoding="utf-8"))):
         if "://" not in target:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_in_the_site_links_that_leave_the_pages_are_text() -> None:
+    page = "[a](../b/a.json), [b](b.md#c), ![d](images/d.png), [`e`](../e.py)"
+    assert on_page_markdown(page) == "a, [b](b.md#c), ![d](images/d.png), `e`"
 
 
 def test_a_block_that_prints_something_else_is_noticed() -> None:
