@@ -93,6 +93,7 @@ def run_console(block: Block, file: Path) -> None:
 @pytest.fixture
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLUMNS", "100")
     modules, path = set(sys.modules), list(sys.path)
     threads = torch.get_num_threads()
