@@ -150,7 +150,7 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
         "ruff check .",
         "ruff format --check",
         "mypy",
-        "mkdocs build --quiet --strict",
+        "mkdocs build --strict",
         "python -m pytest",
     ):
         assert f"step {tool}" in check
