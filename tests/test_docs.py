@@ -24,12 +24,13 @@ import pytest
 import torch
 
 from benchmarks import int8
+from docs.site_pages import on_page_markdown
 from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"python", "console", "text", "bash", "toml", ""}
+LANGUAGES = {"python", "console", "text", "bash", "toml"}
 SETUP = ("pip install '.[demo]' && fxcompress demo", "pip install -e '.[dev]' && make check")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w.]+\.\w+)\n")
@@ -92,6 +93,7 @@ def run_console(block: Block, file: Path) -> None:
 @pytest.fixture
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLUMNS", "100")
     modules, path = set(sys.modules), list(sys.path)
     threads = torch.get_num_threads()
@@ -120,6 +122,22 @@ def test_every_block_runs(file: Path) -> None:
             run_console(block, file)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_block_is_skipped(file: Path) -> None:
+    """What does not run itself is a file, what the block above it prints, or a command that CI runs."""
+    text = file.read_text(encoding="utf-8")
+    found = list(blocks(text))
+    assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(found)
+    above = None
+    for block in found:
+        runs = block.language in ("python", "console") and not _FILE.match(block.code)
+        printed = above is not None and above.prints == block.code
+        setup = block.language == "bash" and set(block.code.splitlines()) <= {*SETUP, ""}
+        known = runs or printed or setup or _FILE.match(block.code)
+        assert known, f"{file.name}:{block.line}: nothing runs this block"
+        above = block if runs else None
+
+
 def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [line for b in blocks(readme) if b.language == "bash" for line in b.code.splitlines() if line]
@@ -128,7 +146,13 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
     assert "pip install -qq --progress-bar off -e '.[dev]'" in ci
     assert ci.rstrip().endswith("exec .ci/check")
     assert "\ncheck:\n\t@.ci/check\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    for tool in ("ruff check .", "ruff format --check", "mypy", "python -m pytest"):
+    for tool in (
+        "ruff check .",
+        "ruff format --check",
+        "mypy",
+        "mkdocs build --strict",
+        "python -m pytest",
+    ):
         assert f"step {tool}" in check
     assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in ("run", "check"))
 
@@ -169,6 +193,15 @@ def test_relative_links_lead_somewhere(file: Path) -> None:
     for target in _LINK.findall(_FENCE.sub("", file.read_text(encoding="utf-8"))):
         if "://" not in target:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_in_the_site_links_that_leave_the_pages_are_text() -> None:
+    page = "[a](../b/a.json), [b](b.md#c), ![d](images/d.png), [`e`](../e.py)"
+    assert on_page_markdown(page) == "a, [b](b.md#c), ![d](images/d.png), `e`"
+
+
+def test_in_the_site_bars_in_code_of_tables_stand_for_themselves() -> None:
+    assert on_page_markdown("| `a\\|b` | c \\| d |\n`e\\|f`\n") == "| `a|b` | c \\| d |\n`e\\|f`\n"
 
 
 def test_a_block_that_prints_something_else_is_noticed() -> None:
