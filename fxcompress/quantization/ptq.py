@@ -105,6 +105,9 @@ class PTQ_Quantizer(Quantizer):
 
     def prepare(self, module: CompiledModule, settings: Mapping[str, QuantSettings]) -> None:
         """Equalize and smooth, while everything is float."""
+        if self.data is None:
+            words = "ptq: no data was given: nothing is rounded until the model has run in train mode"
+            module.notes = (*module.notes, words)
         layers = _weighted_calls(module, settings)
         if self.equalize:
             self._doubt_equalization(module, settings)

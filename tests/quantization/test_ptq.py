@@ -134,3 +134,11 @@ def test_an_optimizer_of_the_model_itself_is_warned_of() -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PTQ_Quantizer(convnet(), [{"quant_bits": 8}], **options)
+
+
+def test_without_data_a_note_says_that_there_are_no_ranges_yet() -> None:
+    model, x = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).float(), torch.randn(2, 3, 8, 8)
+    config = [{"quant_bits": 8, "quantizer": "ptq"}]
+    (note,) = fxcompress.compile(model, config, x).notes
+    assert note.startswith("ptq: no data was given")
+    assert not fxcompress.compile(model, config, x, data=[x]).notes
