@@ -20,20 +20,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from fxcompress.export.parity import open_session
 from fxcompress.graph.cost import Latency, compare_latency
 
 Array = NDArray[Any]
-
-
-def one_thread(path: str | os.PathLike[str]) -> Any:
-    """An onnxruntime session on the CPU that runs on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def fed(session: Any, arrays: Sequence[Array]) -> dict[str, Array]:
@@ -47,7 +39,7 @@ def timed(
     """Seconds of CPU time of every file on the same inputs, ``rounds`` runs each, alternated."""
     runs: dict[str, Callable[[], Any]] = {}
     for name, file in files.items():
-        session = one_thread(file)
+        session = open_session(Path(file), threads=1)
         runs[name] = partial(session.run, None, fed(session, arrays))
     return compare_latency(runs, rounds=rounds, warmup=warmup, clock=time.process_time)
 
@@ -70,10 +62,10 @@ def quantize_static(
         batches: each the inputs of one run, in the order of the file's inputs.
         op_types: operators to quantize; all that it knows by default.
     """
-    from onnxruntime import quantization
+    from onnxruntime import quantization  # type: ignore[import-untyped]
 
     with _pre_processed(file) as prepared:
-        names = [value.name for value in one_thread(prepared).get_inputs()]
+        names = [value.name for value in open_session(Path(prepared), threads=1).get_inputs()]
         feeds = [dict(zip(names, arrays, strict=True)) for arrays in batches]
         quantization.quantize_static(
             prepared,
@@ -129,5 +121,5 @@ def _pre_processed(file: str | os.PathLike[str]) -> Iterator[str]:
 
 def outputs(file: str | os.PathLike[str], batches: Sequence[Sequence[Array]]) -> list[Array]:
     """The first output of the file for every batch of inputs."""
-    session = one_thread(file)
+    session = open_session(Path(file), threads=1)
     return [np.asarray(session.run(None, fed(session, arrays))[0]) for arrays in batches]

@@ -29,6 +29,7 @@ from fxcompress.errors import FxcompressError
 from fxcompress.export.archive import save
 from fxcompress.export.files import replacing
 from fxcompress.export.onnx import export_onnx
+from fxcompress.export.parity import open_session
 from fxcompress.graph.capture import capture
 from fxcompress.graph.cost import Latency, compare_latency
 from fxcompress.graph.module import CompiledModule
@@ -252,11 +253,7 @@ def _ratio(times: dict[str, Latency]) -> float:
 
 def _onnx_call(path: Path) -> Callable[[Tensor], Tensor]:
     """The model in onnxruntime as a function of tensors."""
-    import onnxruntime  # type: ignore[import-untyped]
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads=1)
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 

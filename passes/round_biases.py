@@ -15,11 +15,11 @@ from collections.abc import Collection
 from torch import fx, nn
 
 from fxcompress import ops
-from fxcompress.graph.calls import Call, Reference, call_of
+from fxcompress.graph.calls import Call, call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.graph.operands import operand_node, set_operand
 from fxcompress.numerics.fake_quantize import FakeQuantize
-from fxcompress.passes.insert_fake_quant import PASSING
+from fxcompress.passes.insert_fake_quant import CONTAINER, rounded_by
 
 
 def round_biases(module: CompiledModule, nodes: Collection[fx.Node]) -> None:
@@ -28,27 +28,18 @@ def round_biases(module: CompiledModule, nodes: Collection[fx.Node]) -> None:
         call = call_of(node)
         if call is None or not (call.op == "linear" or call.op.startswith("conv")):
             continue
-        owners = [_owner(call, name) for name in ("weight", "input")]
-        found = [None if owner is None else module.get_submodule(owner) for owner in owners]
+        owners = [rounded_by(call.get(name)) for name in ("weight", "input")]
+        found = [None if owner is None else module.get_submodule(f"{CONTAINER}.{owner}") for owner in owners]
         bias = operand_node(module, node, "bias") if _fit(call, *found) else None
         if bias is None or bias.target is ops.round_bias:
             continue
         with module.graph.inserting_before(node):
-            read = [module.graph.create_node("get_attr", str(owner), (), {}) for owner in owners]
+            read = [module.graph.create_node("get_attr", f"{CONTAINER}.{owner}", (), {}) for owner in owners]
             rounded = module.graph.call_function(ops.round_bias, (bias, *read))
         rounded.meta["tensor"] = bias.meta["tensor"]
         set_operand(module, node, "bias", rounded)
     module.graph.lint()
     module.recompile()
-
-
-def _owner(call: Call, argument: str) -> Reference | None:
-    """The name of the quantizer that rounded an operand, perhaps in front of operators that passed it on."""
-    value = call.get(argument)
-    found = call_of(value) if isinstance(value, fx.Node) else None
-    while found is not None and found.op in PASSING and found.node.all_input_nodes:
-        found = call_of(found.node.all_input_nodes[0])
-    return found.args["owner"] if found is not None and found.target is ops.fake_quantize else None
 
 
 def _fit(call: Call, weight: nn.Module | None, given: nn.Module | None) -> bool:
