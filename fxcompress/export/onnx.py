@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import CaptureError, ExportError, first_line
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
+from fxcompress.export.stem import rewrite_stems
 from fxcompress.export.translations import translations_for
 from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
@@ -119,6 +120,8 @@ def export_onnx(
             exported = _export(module, inputs, dynamic)
             returned = _drop_constant_outputs(exported)
             program = _convert(exported, type(module).__name__, options)
+            if is_quantized:
+                rewrite_stems(program.model)
             _write(program, temporary)
         ordered = _in_order(exported, inputs)
         graph = program.model.graph

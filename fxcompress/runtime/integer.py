@@ -47,8 +47,8 @@ QUANTIZERS: Mapping[str, Kernel] = {
 
 MOVERS = frozenset(
     ("ArgMax", "Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool")
-    + ("ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose")
-    + ("Unsqueeze",)
+    + ("Pad", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze")
+    + ("Tile", "Transpose", "Unsqueeze")
 )
 """Standard operators without arithmetic: on integers as on floats they hand on what they get."""
 

@@ -165,6 +165,8 @@ def _carriers(optimized: Optimized) -> Iterator[str]:
         if node.op in _SHAPES or not reached.intersection(node.inputs):
             continue
         reached.update(node.outputs)
+        if node.op in MOVERS and node.inputs[0] in graph.inputs:
+            continue  # what comes in is float, wherever it is moved to
         floats = any(kinds.get(value, TensorProto.FLOAT) in _FLOATS for value in node.outputs if value)
         if node.op == "MatMulInteger" or (floats and node.op not in (*QUANTIZERS, "DynamicQuantizeLinear")):
             yield node.name
