@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +23,12 @@ from fxcompress.pruning import (
     get_masks,
 )
 from tests.helpers import ready
+from tests.optional import missing
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.lightning"
 X = batches(1)[0][0]
+ABSENT = missing(["lightning"])
 MEASURING = [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner]
 
 
@@ -196,7 +197,7 @@ def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="Lightning is not installed")
+@pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("automatic", [True, False])
 @pytest.mark.parametrize("cls", MEASURING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,20 +21,18 @@ from fxcompress.pruning import (
     TaylorFOWeightFilterPruner,
     get_masks,
 )
+from tests.optional import missing
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.transformers"
 X = batches(1)[0][0]
-
-
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+ABSENT = missing(["transformers"])
 
 
 @pytest.fixture
 def callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``PruningCallback`` on the library's own class, or on one of its interface."""
-    if not installed("transformers"):
+    if ABSENT is not None:
         library = ModuleType("transformers")
         library.TrainerCallback = type("TrainerCallback", (), {})  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "transformers", library)
@@ -151,8 +148,7 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(not installed("accelerate"), reason="transformers.Trainer needs accelerate")
-@pytest.mark.skipif(not installed("transformers"), reason="transformers is not installed")
+@pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cls", [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner])
 def test_the_real_trainer_masks_saves_and_resumes(cls: Any, callback: Any, tmp_path: Path) -> None:
