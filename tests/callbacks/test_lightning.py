@@ -16,12 +16,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fxcompress.errors import FxcompressError
+from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.pruning import (
     ActivationAPoZRankFilterPruner,
     L1FilterPruner,
     TaylorFOWeightFilterPruner,
     get_masks,
 )
+from fxcompress.quantization import QAT_Quantizer
 from tests.helpers import ready
 from tests.optional import missing
 from tests.processes import CONFIG, batches, net
@@ -187,6 +189,28 @@ def test_what_is_trained_has_to_be_what_was_compressed(callback: Any) -> None:
     pruner.compress()
     with pytest.raises(FxcompressError, match=r"the trained Lit does not hold the module .*without masks"):
         callback(pruner).on_train_start(trainer, Lit(pruner.model, automatic=True))
+
+
+def test_something_else_than_a_pruner_is_refused(callback: Any) -> None:
+    masked = L1FilterPruner(net(), CONFIG, example_inputs=X).compress()
+    with pytest.raises(FxcompressError, match=r"expected a pruner, .*, got Sequential; .*compress\(\)"):
+        callback(masked)
+
+
+def test_a_quantizer_counts_steps(callback: Any) -> None:
+    quantizer = QAT_Quantizer(
+        net(), [{"quant_bits": 8, "op_types": ["Conv2d"], "quant_start_step": 6}], example_inputs=X
+    )
+    model = Lit(quantizer.compress(), automatic=True)
+    following = callback(quantizer)
+    rounding = [m for m in model.network.modules() if isinstance(m, FakeQuantize)]
+    fit(model, following, epochs=1)
+    assert quantizer.steps == 4
+    assert rounding
+    assert not any(m.quantizing for m in rounding)
+    fit(model, following, epochs=1)
+    assert quantizer.steps == 8
+    assert all(m.quantizing for m in rounding)
 
 
 def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fxcompress.errors import FxcompressError
 from fxcompress.pruning import (
     ActivationAPoZRankFilterPruner,
     L1FilterPruner,
@@ -139,6 +140,11 @@ def test_a_checkpoint_without_the_pruners_state_is_warned_of(callback: Any, tmp_
     pruner = L1FilterPruner(net(), CONFIG, example_inputs=X)
     with pytest.warns(UserWarning, match=r"no .*checkpoint-4.pruner\.pt.*resume_from_checkpoint"):
         train(pruner.compress(), callback(pruner), tmp_path, 4)
+
+
+def test_something_else_than_a_pruner_is_refused(callback: Any) -> None:
+    with pytest.raises(FxcompressError, match=r"expected a pruner, .*, got Sequential; .*compress\(\)"):
+        callback(taylor().compress())
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
