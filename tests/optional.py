@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 from collections.abc import Iterable
 
+import pytest
+
 from benchmarks.subject import import_torchvision
 
 HOW_TO_GET = {
@@ -32,10 +34,19 @@ def missing(names: Iterable[str]) -> str | None:
         for package in (name, _BESIDES.get(name, name)):
             if importlib.util.find_spec(package) is None:
                 return f"{package} is not installed: {HOW_TO_GET[name]}"
-    # All of them look for torchvision, which loads only beside the torch it was built for.
-    with contextlib.suppress(ImportError):
-        import_torchvision()
     return None
+
+
+def require(names: Iterable[str]) -> None:
+    """Skip the test that runs where ``names`` cannot be imported, else see to it that they can."""
+    names = set(names)
+    if reason := missing(names):
+        pytest.skip(reason)
+    if (
+        HOW_TO_GET.keys() & names
+    ):  # they look for torchvision, which loads only beside the torch it was built for
+        with contextlib.suppress(ImportError):
+            import_torchvision()
 
 
 def imported(code: str) -> set[str]:

@@ -31,7 +31,7 @@ from benchmarks import int8
 from docs.site_pages import on_page_markdown
 from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
-from tests.optional import HOW_TO_GET, imported, missing
+from tests.optional import HOW_TO_GET, imported, missing, require
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,8 +123,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def test_every_block_runs(file: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     found = list(blocks(file.read_text(encoding="utf-8")))
-    if reason := missing(packages(found)):
-        pytest.skip(reason)
+    require(packages(found))
     for block in found:
         assert block.language in LANGUAGES, f"{file.name}:{block.line}: nothing runs ```{block.language}"
         if named := _FILE.match(block.code):

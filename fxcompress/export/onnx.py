@@ -168,7 +168,8 @@ def _check_runs(module: nn.Module, inputs: Inputs) -> None:
 
 def _export(module: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
     """Non-strict export, with an open batch where that works."""
-    args, kwargs = inputs = copied(inputs)  # of a view, the graph would guard the sizes of its base
+    inputs = copied(inputs)  # of a view, the graph would guard the sizes of its base
+    args, kwargs = inputs
     if dynamic:
         more, _ = with_more_rows(
             inputs, [i for i, x in enumerate(_tensors(inputs)) if x.dim() and _is_single(inputs)]

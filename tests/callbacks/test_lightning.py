@@ -25,12 +25,11 @@ from fxcompress.pruning import (
 )
 from fxcompress.quantization import QAT_Quantizer
 from tests.helpers import ready
-from tests.optional import missing
+from tests.optional import require
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.lightning"
 X = batches(1)[0][0]
-ABSENT = missing(["lightning"])
 MEASURING = [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner]
 
 
@@ -221,11 +220,11 @@ def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("automatic", [True, False])
 @pytest.mark.parametrize("cls", MEASURING)
 def test_the_real_trainer_does_the_same(cls: Any, automatic: bool, tmp_path: Path) -> None:
+    require(["lightning"])
     lightning = importlib.import_module("lightning.pytorch")
     real = importlib.reload(importlib.import_module(MODULE)).PruningCallback
 

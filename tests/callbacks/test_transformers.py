@@ -22,18 +22,17 @@ from fxcompress.pruning import (
     TaylorFOWeightFilterPruner,
     get_masks,
 )
-from tests.optional import missing
+from tests.optional import missing, require
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.transformers"
 X = batches(1)[0][0]
-ABSENT = missing(["transformers"])
 
 
 @pytest.fixture
 def callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``PruningCallback`` on the library's own class, or on one of its interface."""
-    if ABSENT is not None:
+    if missing(["transformers"]):
         library = ModuleType("transformers")
         library.TrainerCallback = type("TrainerCallback", (), {})  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "transformers", library)
@@ -154,10 +153,10 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cls", [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner])
 def test_the_real_trainer_masks_saves_and_resumes(cls: Any, callback: Any, tmp_path: Path) -> None:
+    require(["transformers"])
     library = importlib.import_module("transformers")
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     more = {"intermediate_size": 32, "max_position_embeddings": 16, "num_labels": 3}
