@@ -60,8 +60,8 @@ def compile(
         config_list: entries applied in order, later ones winning key by key, e.g.
             ``[{"sparsity": 0.5, "op_types": ["Conv2d"]}, {"exclude": True, "op_names": ["stem"]}]``. An entry
             may give options to the algorithm it names: ``{"quantizer": {"name": "ptq", "observer": "mse"}}``.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs; found from the
-            first layers when omitted (``.notes`` says which).
+        example_inputs: a tensor, a tuple of positional inputs or a mapping of keyword inputs (a dict, or what
+            a tokenizer returns); found from the first layers when omitted (``.notes`` says which).
         data: an iterable of batches for algorithms that measure activations or gradients (``"taylor"``,
             ``"apoz"``, ...). A batch is a tensor, a dict of the model's keyword inputs (others are left out),
             or a tuple that begins with the model's inputs.

@@ -4,18 +4,22 @@
 ```console    every line ``$ fxcompress …`` runs (in this process) and succeeds; a ```text block likewise
 # name.ext    a block that begins with a line like this is that file
 ```bash       set-up commands, which CI itself runs (see ``.ci/run``): not repeated here
+
+A page whose blocks import a package that fxcompress does not need (``tests.optional``) is skipped where that
+is not installed; the reason names the command that installs it. CI installs them all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from benchmarks import int8
 from docs.site_pages import on_page_markdown
 from fxcompress.cli import main
 from fxcompress.demo_result import DemoResult, Measured
+from tests.optional import HOW_TO_GET, imported, missing, require
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,6 +63,11 @@ def blocks(text: str) -> Iterator[Block]:
         ):
             prints = following[2]
         yield Block(match[1], match[2], text.count("\n", 0, match.start()) + 2, prints)
+
+
+def packages(found: Iterable[Block]) -> set[str]:
+    """What the page's Python imports."""
+    return {name for block in found if block.language == "python" for name in imported(block.code)}
 
 
 def run_python(block: Block, namespace: dict[str, Any], file: Path) -> None:
@@ -112,7 +122,9 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_block_runs(file: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks(file.read_text(encoding="utf-8")):
+    found = list(blocks(file.read_text(encoding="utf-8")))
+    require(packages(found))
+    for block in found:
         assert block.language in LANGUAGES, f"{file.name}:{block.line}: nothing runs ```{block.language}"
         if named := _FILE.match(block.code):
             Path(named[1]).write_text(block.code, encoding="utf-8")
@@ -193,6 +205,44 @@ def test_relative_links_lead_somewhere(file: Path) -> None:
     for target in _LINK.findall(_FENCE.sub("", file.read_text(encoding="utf-8"))):
         if "://" not in target:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_a_page_waits_for_the_packages_that_it_imports_and_for_no_other() -> None:
+    code = "import torch, lightning.pytorch as pl\n\nfrom timm.data import a\nfrom .b import c\n"
+    assert packages(blocks(f"```python\n{code}```\n\n```text\nimport d\n```\n")) == {
+        "torch",
+        "lightning",
+        "timm",
+    }
+    assert missing({"torch", "no_such_package"}) is None, "that one fails, it is not skipped"
+
+
+@pytest.mark.parametrize("name", HOW_TO_GET)
+def test_a_page_is_skipped_only_where_a_package_is_absent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert missing({"torch", name}) == f"{name} is not installed: {HOW_TO_GET[name]}"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    assert missing({"torch", name}) is None
+
+
+def test_ci_installs_every_package_that_pages_import() -> None:
+    """So that no page is skipped there."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    installed = {word for line in ci.splitlines() if line.startswith("pip install") for word in line.split()}
+    for name, command in HOW_TO_GET.items():
+        wanted = command.split()[-1].strip("'")
+        extra = re.fullmatch(r"fxcompress\[(\w+)\]", wanted)
+        if extra is None:
+            assert any(word.startswith(f"{wanted}==") for word in installed), name
+        else:
+            assert any(re.fullmatch(rf"'\.\[(\w+,)*{extra[1]}(,\w+)*\]'", word) for word in installed), name
+
+
+@pytest.mark.parametrize(("name", "command"), HOW_TO_GET.items())
+def test_the_page_that_imports_a_package_says_how_to_get_it(name: str, command: str) -> None:
+    pages = [text for file in FILES if name in packages(blocks(text := file.read_text(encoding="utf-8")))]
+    assert pages
+    assert all(command in page for page in pages)
 
 
 def test_in_the_site_links_that_leave_the_pages_are_text() -> None:

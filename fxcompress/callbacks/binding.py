@@ -1,19 +1,35 @@
-"""Which of a trainer's optimizers a pruner watches."""
+"""What a callback is given, and which of a trainer's optimizers it watches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from fxcompress.errors import FxcompressError
-from fxcompress.pruning.base import Pruner
+from fxcompress.training.compressor import Compressor
 from fxcompress.training.optimizers import innermost, trains
 
 
-def bind(pruner: Pruner, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Let ``pruner`` watch the first of ``optimizers`` that trains a layer it masks.
+def checked(pruner: Any) -> Compressor[Any]:
+    """``pruner``, which has to be one, or a quantizer.
+
+    Raises:
+        FxcompressError: if it is, say, the masked module.
+    """
+    if not isinstance(pruner, Compressor):
+        raise FxcompressError(
+            f"PruningCallback: expected a pruner, such as L1FilterPruner(model, config_list), got "
+            f"{type(pruner).__name__}; train what its compress() returns. A module of fxcompress.compile has "
+            "its masks already, and needs no callback"
+        )
+    return pruner
+
+
+def bind(pruner: Compressor[Any], model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Let ``pruner`` watch the first of ``optimizers`` that trains a layer it works on.
 
     Nothing changes where it watches one of them already; an optimizer that the trainer does not step is
     replaced.

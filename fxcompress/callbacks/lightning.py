@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fxcompress.callbacks.binding import bind
-from fxcompress.pruning.base import Pruner
+from fxcompress.callbacks.binding import bind, checked
+from fxcompress.training.compressor import Compressor
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -32,13 +32,13 @@ except ImportError:
 class PruningCallback(Callback):
     """Tells ``pruner`` of epochs and of the optimizer's steps, with automatic or manual optimization.
 
-    The pruner watches the first of ``trainer.optimizers`` that trains a layer it masks. Its state is saved in
-    the trainer's checkpoints.
+    The pruner (or quantizer) watches the first of ``trainer.optimizers`` that trains a layer it works on. Its
+    state is saved in the trainer's checkpoints.
     """
 
-    def __init__(self, pruner: Pruner) -> None:
+    def __init__(self, pruner: Compressor[Any]) -> None:
         super().__init__()
-        self.pruner = pruner
+        self.pruner = checked(pruner)
 
     @property
     def state_key(self) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fxcompress.callbacks.binding import bind
-from fxcompress.pruning.base import Pruner
+from fxcompress.callbacks.binding import bind, checked
+from fxcompress.training.compressor import Compressor
 
 try:
     from transformers import TrainerCallback
@@ -30,13 +30,13 @@ FILE = "pruner.pt"
 
 
 class PruningCallback(TrainerCallback):
-    """Tells ``pruner`` of epochs and of the optimizer's steps.
+    """Tells ``pruner`` (or a quantizer) of epochs and of the optimizer's steps.
 
     Its state is written to ``pruner.pt`` in every checkpoint, and read where training resumes from one.
     """
 
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: Compressor[Any]) -> None:
+        self.pruner = checked(pruner)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watch the optimizer, which the trainer makes when training begins; resume from a checkpoint."""

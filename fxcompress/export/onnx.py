@@ -171,6 +171,7 @@ def _check_runs(module: nn.Module, inputs: Inputs) -> None:
 
 def _export(module: nn.Module, inputs: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
     """Non-strict export, with an open batch where that works."""
+    inputs = copied(inputs)  # of a view, the graph would guard the sizes of its base
     args, kwargs = inputs
     if dynamic:
         more, _ = with_more_rows(

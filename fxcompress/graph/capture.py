@@ -9,10 +9,8 @@ a subclass follow ``train()``/``eval()`` again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import logging
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +21,11 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import CaptureError, first_line
+from fxcompress.errors import CaptureError
+from fxcompress.graph.boundary import output_of, uncapturable
 from fxcompress.graph.canonical import canonicalize
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
-from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
+from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
 from fxcompress.graph.raising import (
     LeafCalls,
@@ -107,7 +106,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
     Where both fail the model does not learn that it is traced: some have a path for that case that is broken.
     """
     args, kwargs = _with_batch_of_two(inputs)
-    _register_output_classes(model, inputs)
+    output = output_of(model, inputs)
     failure: Exception | None = None
     attempts = [
         (True, args, kwargs, True),
@@ -134,7 +133,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             # A batch of two that was made from one, and that the graph insists on, is none of the user's.
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
-    raise _explained(model, failure) from failure
+    raise uncapturable(model, inputs, output, failure) from failure
 
 
 def _follows_batch(program: torch.export.ExportedProgram) -> bool:
@@ -217,27 +216,6 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return {name: pytree.tree_map(of, value) for name, value in bound.items()}
 
 
-def _register_output_classes(model: nn.Module, inputs: Inputs) -> None:
-    """Make dataclasses among the outputs known to pytree, as export needs them to be.
-
-    Raises:
-        CaptureError: if the model does not run on the inputs at all.
-    """
-    try:
-        with torch.no_grad():
-            args, kwargs = copied(inputs)
-            output = model(*args, **kwargs)
-    except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} does not run on the example inputs{_user_line(error)}: "
-            f"{type(error).__name__}: {first_line(error)}\n"
-            "Pass example_inputs that model(*example_inputs) accepts."
-        ) from error
-    for leaf in pytree.tree_leaves(output):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            torch.export.register_dataclass(type(leaf))
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own account of a failed trace: the error says it."""
@@ -287,26 +265,3 @@ def _adopt_constants(root: nn.Module, graph: fx.Graph, exported: torch.export.Ex
         name = f"_constant_{str(node.target).replace('.', '_')}"
         root.register_buffer(name, value.detach(), persistent=False)
         node.target = name
-
-
-def _explained(model: nn.Module, failure: Exception) -> CaptureError:
-    """Say at which line of the user's code the capture failed, and what to do."""
-    return CaptureError(
-        f"{type(model).__name__} cannot be captured{_user_line(failure)}: {type(failure).__name__}: "
-        f"{first_line(failure)}\nA graph has one path for every input: branch on shapes or on module "
-        "attributes rather than on tensor values (torch.where, torch.cond), and keep tensors out of .item() "
-        "and numpy."
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """`` at file:line (code)`` for the innermost frame outside torch and fxcompress."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not any(part in frame.filename.replace("\\", "/") for part in ("/torch/", "/fxcompress/", "<"))
-    ]
-    if not frames:
-        return ""
-    frame = frames[-1]
-    return f" at {frame.filename}:{frame.lineno} (`{frame.line}`)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ _BATCH = 2
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """Normalize ``example_inputs``: a tensor, a tuple or list of positional inputs, or a dict of keywords."""
-    if isinstance(example_inputs, dict):
+    """Normalize ``example_inputs``: a tensor, a tuple or list of positional inputs, or a mapping of keywords
+    (a dict, or what a tokenizer returns).
+    """
+    if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}

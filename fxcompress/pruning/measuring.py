@@ -31,7 +31,7 @@ from fxcompress.progress import shown
 from fxcompress.pruning.distributed import added_up
 from fxcompress.pruning.layers import Layer
 from fxcompress.pruning.scoring import ScoringPruner
-from fxcompress.training.batches import inputs_of
+from fxcompress.training.batches import run_on
 
 
 class MeasuringPruner(ScoringPruner, ABC):
@@ -240,8 +240,7 @@ class GradientPruner(MeasuringPruner, ABC):
             raise ConfigError(f"pruner {self.name!r} needs loss_fn=..., got none")
         with eval_mode(module), torch.enable_grad():
             for batch in batches:
-                args, kwargs = inputs_of(module, batch)
-                loss = loss_fn(module(*args, **kwargs), batch)
+                loss = loss_fn(run_on(module, batch), batch)
                 derivatives = self.derivatives(loss, list(weights.values()))
                 for (name, weight), gradient in zip(weights.items(), derivatives, strict=True):
                     self.add(name, self._of(weight, gradient))
@@ -300,8 +299,7 @@ class ActivationPruner(MeasuringPruner, ABC):
         twin.recompile()
         with eval_mode(twin), torch.no_grad():
             for batch in batches:
-                args, kwargs = inputs_of(module, batch)
-                twin(*args, **kwargs)
+                run_on(twin, batch)
                 self.batches += 1
 
     def watch(self, layers: list[Layer]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fxcompress.errors import FxcompressError
+from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.pruning import (
     ActivationAPoZRankFilterPruner,
     L1FilterPruner,
     TaylorFOWeightFilterPruner,
     get_masks,
 )
+from fxcompress.quantization import QAT_Quantizer
 from tests.helpers import ready
+from tests.optional import require
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.lightning"
@@ -188,6 +190,28 @@ def test_what_is_trained_has_to_be_what_was_compressed(callback: Any) -> None:
         callback(pruner).on_train_start(trainer, Lit(pruner.model, automatic=True))
 
 
+def test_something_else_than_a_pruner_is_refused(callback: Any) -> None:
+    masked = L1FilterPruner(net(), CONFIG, example_inputs=X).compress()
+    with pytest.raises(FxcompressError, match=r"expected a pruner, .*, got Sequential; .*compress\(\)"):
+        callback(masked)
+
+
+def test_a_quantizer_counts_steps(callback: Any) -> None:
+    quantizer = QAT_Quantizer(
+        net(), [{"quant_bits": 8, "op_types": ["Conv2d"], "quant_start_step": 6}], example_inputs=X
+    )
+    model = Lit(quantizer.compress(), automatic=True)
+    following = callback(quantizer)
+    rounding = [m for m in model.network.modules() if isinstance(m, FakeQuantize)]
+    fit(model, following, epochs=1)
+    assert quantizer.steps == 4
+    assert rounding
+    assert not any(m.quantizing for m in rounding)
+    fit(model, following, epochs=1)
+    assert quantizer.steps == 8
+    assert all(m.quantizing for m in rounding)
+
+
 def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.pytorch.callbacks", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -196,11 +220,11 @@ def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="Lightning is not installed")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("automatic", [True, False])
 @pytest.mark.parametrize("cls", MEASURING)
 def test_the_real_trainer_does_the_same(cls: Any, automatic: bool, tmp_path: Path) -> None:
+    require(["lightning"])
     lightning = importlib.import_module("lightning.pytorch")
     real = importlib.reload(importlib.import_module(MODULE)).PruningCallback
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fxcompress.errors import FxcompressError
 from fxcompress.pruning import (
     ActivationAPoZRankFilterPruner,
     L1FilterPruner,
@@ -22,20 +22,17 @@ from fxcompress.pruning import (
     TaylorFOWeightFilterPruner,
     get_masks,
 )
+from tests.optional import missing, require
 from tests.processes import CONFIG, batches, net
 
 MODULE = "fxcompress.callbacks.transformers"
 X = batches(1)[0][0]
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
 @pytest.fixture
 def callback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``PruningCallback`` on the library's own class, or on one of its interface."""
-    if not installed("transformers"):
+    if missing(["transformers"]):
         library = ModuleType("transformers")
         library.TrainerCallback = type("TrainerCallback", (), {})  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "transformers", library)
@@ -144,6 +141,11 @@ def test_a_checkpoint_without_the_pruners_state_is_warned_of(callback: Any, tmp_
         train(pruner.compress(), callback(pruner), tmp_path, 4)
 
 
+def test_something_else_than_a_pruner_is_refused(callback: Any) -> None:
+    with pytest.raises(FxcompressError, match=r"expected a pruner, .*, got Sequential; .*compress\(\)"):
+        callback(taylor().compress())
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
@@ -151,11 +153,10 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         importlib.import_module(MODULE)
 
 
-@pytest.mark.skipif(not installed("accelerate"), reason="transformers.Trainer needs accelerate")
-@pytest.mark.skipif(not installed("transformers"), reason="transformers is not installed")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cls", [TaylorFOWeightFilterPruner, ActivationAPoZRankFilterPruner])
 def test_the_real_trainer_masks_saves_and_resumes(cls: Any, callback: Any, tmp_path: Path) -> None:
+    require(["transformers"])
     library = importlib.import_module("transformers")
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     more = {"intermediate_size": 32, "max_position_embeddings": 16, "num_labels": 3}

@@ -137,6 +137,14 @@ class Constants(nn.Module):
         return {"z": z, "none": None, "three": 3, "rows": x.shape[0]}
 
 
+def test_the_example_may_be_a_part_of_a_larger_tensor(tmp_path: Path) -> None:
+    """The graph would guard the sizes of the tensor that it is a view of."""
+    model, x = build("upsampling")
+    x = torch.randn(4, 3, 20, 20)[:2, :, :8, :8]
+    for module in (capture(model, x), model):
+        assert export_onnx(module, tmp_path / "m.onnx", x).batch_is_dynamic
+
+
 def test_constant_outputs_and_optional_inputs(tmp_path: Path) -> None:
     report = export_onnx(Constants(), tmp_path / "m.onnx", (torch.randn(2, 3), None, 3.0))
     assert len(report.inputs) == 1

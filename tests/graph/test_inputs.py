@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ def test_every_form_of_inputs() -> None:
     assert as_inputs((x, y)) == ((x, y), {})
     assert as_inputs([x, y]) == ((x, y), {})
     assert as_inputs({"x": x}) == ((), {"x": x})
+    assert as_inputs(UserDict(x=x)) == ((), {"x": x}), "what a tokenizer returns is one"
 
 
 @pytest.mark.parametrize(
