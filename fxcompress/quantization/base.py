@@ -40,6 +40,7 @@ from fxcompress.numerics.grid import Grid
 from fxcompress.numerics.observers import FixedObserver
 from fxcompress.passes.absorb_batch_norm import absorb_batch_norm
 from fxcompress.passes.decompose_activations import decompose_activations
+from fxcompress.passes.decompose_attention import decompose_attention
 from fxcompress.passes.insert_fake_quant import Rounded, insert_fake_quant, quantizers
 from fxcompress.passes.insert_masks import own_masks
 from fxcompress.passes.round_biases import round_biases
@@ -129,6 +130,8 @@ class Quantizer(Compressor[Wrapper]):
         rounded = [n for n, s in settings.items() if {"input", "output"} & set(s.quant_types)]
         absorb_batch_norm(module, rounded)
         self.prepare(module, settings)
+        for name, products in decompose_attention(module, rounded).items():
+            settings |= dict.fromkeys(products, settings.pop(name))
         exactly = self.default_types is not None or all("quant_types" in s.sources for s in settings.values())
         if not exactly:
             decompose_activations(module, gated(module, settings))
