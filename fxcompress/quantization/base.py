@@ -148,6 +148,11 @@ class Quantizer(Compressor[Wrapper]):
             places[name] = (spot.rounded, quantizer)
             self._starts[name] = spot.settings.quant_start_step
         insert_fake_quant(module, places)
+        module.notes += tuple(
+            f"{name}: {' and '.join(self.settings[name].quant_types)} selected, but nothing is rounded: "
+            "quantizers round weights of convolutions and linear layers, and inputs and outputs that are floats"
+            for name in placement.idle
+        )
         self._nodes = {layer: [node.name for node in nodes] for layer, nodes in placement.nodes.items()}
         self.stepped()
         if self.data is not None:

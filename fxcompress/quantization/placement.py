@@ -133,6 +133,8 @@ class Placement:
         self._settings = {name: s for name, s in settings.items() if name in self._calls}
         self.joined: dict[str, QuantSettings] = {}
         """Operators between quantized ones, and how they are quantized."""
+        self.idle: list[str] = []
+        """Targets of which ``spots`` found no tensor to round."""
         if not exactly:
             self.joined = self._followers(frozenset(barred))
             self._settings |= self.joined
@@ -195,17 +197,22 @@ class Placement:
         """The tensors to round, by the name that their quantizer is to get (none that is ``taken``)."""
         found: dict[str, Spot] = {}
         for name, settings in self._settings.items():
+            asked = False
             for index, call in enumerate(self._calls[name]):
                 if "weight" in settings.quant_types:
                     spot = self._weight(name, call, settings)
                     suffix = f"_{index}" if index else ""
                     if spot is not None:
                         found[_free({*found, *taken}, f"{_plain(name)}_weight{suffix}")] = spot
+                        asked = True
                 if "input" in settings.quant_types:
-                    self._ask_inputs(name, call, settings)
+                    asked |= self._ask_inputs(name, call, settings)
                 needed = not self._exactly and needs_output(call) and "input" in settings.quant_types
                 if "output" in settings.quant_types or needed:
                     self._ask(clipped(call.node), _Request(name, "output", settings, everyone=True))
+                    asked = True
+            if not asked:
+                self.idle.append(name)
         if self._moves:
             self._move_in_front()
         for source, requests in self._requests.items():
@@ -224,7 +231,9 @@ class Placement:
             return None
         return Spot(Rounded(call.node, argument), name, "weight", settings, weight_axis(call))
 
-    def _ask_inputs(self, name: str, call: Call, settings: QuantSettings) -> None:
+    def _ask_inputs(self, name: str, call: Call, settings: QuantSettings) -> bool:
+        """Ask for the operands that are tensors of floats; whether there are any."""
+        asked = False
         parameters = {weight_argument(call), "bias"} | ({"self"} if call.op == "addmm" else set())
         for argument, ref in call.refs():
             if argument in parameters or not isinstance(ref, fx.Node):
@@ -232,6 +241,8 @@ class Placement:
             facts = element_info(ref)
             if facts is not None and facts.dtype.is_floating_point and facts.shape:
                 self._ask(ref, _Request(name, "input", settings, {call.node}))
+                asked = True
+        return asked
 
     def _ask(self, source: fx.Node, request: _Request) -> None:
         self._requests.setdefault(source, []).append(request)

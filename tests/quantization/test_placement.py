@@ -144,3 +144,11 @@ def test_a_module_called_twice_has_one_weight_and_two_inputs() -> None:
     module = quantizer.compress()
     assert sorted(quantizer.fake_quantizers) == ["a_input", "a_input_2", "a_weight", "a_weight_1"]
     assert isinstance(module, fxcompress.CompiledModule)
+
+
+def test_a_layer_of_which_nothing_can_be_rounded_is_noted() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4))
+    config = [{"quant_bits": 8, "quant_types": ["weight"], "op_types": ["Embedding", "Linear"]}]
+    module = fxcompress.compile(model, config, torch.randint(0, 10, (3, 5)))
+    [note] = module.notes
+    assert note.startswith("0: weight selected, but nothing is rounded")
