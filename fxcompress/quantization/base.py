@@ -150,7 +150,7 @@ class Quantizer(Compressor[Wrapper]):
         insert_fake_quant(module, places)
         module.notes += tuple(
             f"{name}: {' and '.join(self.settings[name].quant_types)} selected, but nothing is rounded: "
-            "quantizers round weights of convolutions and linear layers, and inputs and outputs that are floats"
+            "quantizers round weights of convolutions and linear layers, inputs and outputs of floats"
             for name in placement.idle
         )
         self._nodes = {layer: [node.name for node in nodes] for layer, nodes in placement.nodes.items()}
