@@ -21,7 +21,7 @@ from fxcompress.rules.rewrite import plain_statistics
 
 
 def remove_masks(module: CompiledModule) -> CompiledModule:
-    """A fork of ``module`` over the same parameters, without masks of parameters, activations or statistics."""
+    """A fork of ``module`` without masks of parameters, activations or statistics; parameters are shared."""
     twin = module.fork(graph=unmasked(module.graph), compiled=False)
     for node in list(twin.graph.nodes):
         if "activation_mask" in node.meta:

@@ -268,7 +268,7 @@ def plain_statistics(node: fx.Node) -> dict[str, Any]:
         bound = {name: now.get(name, given) for name, given in aten.args.items()}
         node.target, node.args, node.kwargs = aten.target, (), bound
         return {}
-    literals = {name: now[name] for name in ("normalized_shape", "num_groups") if name in now}
+    literals: dict[str, Any] = {name: now[name] for name in ("normalized_shape", "num_groups") if name in now}
     node.op, node.target, node.args, node.kwargs = "call_module", module, (now["input"],), {}
     node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
     return literals
