@@ -155,6 +155,7 @@ def test_many_layers_are_drawn_as_the_modules_that_hold_them() -> None:
     block = graph.nodes[2]
     assert (block.kind, block.type, block.layers) == ("block", "Block", 2)
     assert block.parameters == Change(2 * (4 * 4 * 9 + 4), 2 * (4 * 4 * 9 + 4))
+    assert block.count == Change(3, 3)  # two layers and the addition
 
 
 def test_a_flat_chain_is_drawn_in_runs_and_keeps_its_ends() -> None:
