@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxcompress.auto import artefact
-from fxcompress.auto.limits import COSTS
-from fxcompress.auto.plots import Colors, history, pareto
+from fxcompress.auto.plots import TOLD, Colors, history, pareto
 from fxcompress.auto.result import SearchResult
 from fxcompress.auto.table import cells
 from fxcompress.export.archive import load
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
 Curves = Mapping[str, Mapping[float, float]]
 _BEST = "best/report.html"
 _COLUMNS = ("trial", "metric", "MACs", "parameters", "bytes", "latency", "state", "algorithm, or the error")
-_COSTS = {
-    "macs": ("MACs per example", ""),
-    "parameters": ("parameters", ""),
-    "size": ("ONNX file", "bytes"),
-    "latency": ("latency in onnxruntime", "s"),
-    "latency_torch": ("latency in PyTorch", "s"),
-}
-"""Names and units (``text.amount``) of ``limits.COSTS``."""
 _COLORS = Colors(trial=SERIES[0], above=LINE, front=SERIES[2], dense=TEXT, budget=SERIES[1])
 _HEIGHT = 2.9
 
@@ -82,10 +73,13 @@ def page(result: SearchResult, sensitivity: Curves, link: str = "") -> str:
 
 def _totals(result: SearchResult) -> Iterator[Total]:
     if result.front:
-        dense, best = result.dense["measured"], result.best
+        best = result.best
         yield Total("metric", result.dense["metric"], best.metric, "metric")
-        for kind, (told, unit) in _COSTS.items():
-            yield Total(told, dense.get(kind), best.measured.get(kind), unit)
+        for kind, (told, unit) in TOLD.items():
+            old, new = result.dense["measured"].get(kind), best.measured.get(kind)
+            if unit == "s" and new is not None:  # the dense model's in the same minute
+                old = new / best.shares[kind]
+            yield Total(told, old, new, unit)
 
 
 @style()
@@ -100,5 +94,5 @@ def _charts(result: SearchResult) -> list[Markup]:
     for kind in kinds or ("macs",):
         drawn, axes = figure(_HEIGHT)
         pareto(axes, result, kind, _COLORS)
-        found.append(safe(inline(drawn, f"over-{kind}", f"Metric over {COSTS[kind]}")))
+        found.append(safe(inline(drawn, f"over-{kind}", f"Metric over {TOLD[kind][0]}")))
     return found

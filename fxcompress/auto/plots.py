@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from fxcompress.auto.limits import COSTS, cost_named
+from fxcompress.auto.limits import cost_named
 from fxcompress.auto.result import Row, SearchResult, dominates
 from fxcompress.errors import FxcompressError
 from fxcompress.export.files import replacing
+from fxcompress.page import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+TOLD = {
+    "macs": ("MACs per example", ""),
+    "parameters": ("parameters", ""),
+    "size": ("ONNX file", "bytes"),
+    "latency": ("latency in onnxruntime", "s"),
+    "latency_torch": ("latency in PyTorch", "s"),
+}
+"""Names and units (``page.text.amount``) of ``limits.COSTS``."""
 
 
 class Colors(NamedTuple):
@@ -56,6 +67,7 @@ def history(axes: Axes, result: SearchResult, colors: Colors) -> None:
     axes.step(x, y, where="post", color=colors.front, label="best so far")
     axes.axhline(result.dense["metric"], color=colors.dense, linestyle=":", label="dense")
     axes.set(xlabel="trial", ylabel="metric")
+    axes.locator_params(axis="x", integer=True)
     _legend(axes)
 
 
@@ -74,7 +86,9 @@ def pareto(axes: Axes, result: SearchResult, cost: str, colors: Colors) -> None:
         if limit.kind == cost:
             amount = limit.amount * (result.dense["measured"][cost] if limit.relative else 1)
             axes.axvline(amount, color=colors.budget, linestyle="--", label="budget")
-    axes.set(xlabel=COSTS[cost], ylabel="metric")
+    told, unit = TOLD[cost]
+    axes.set(xlabel=told, ylabel="metric")
+    axes.xaxis.set_major_formatter(lambda value, _: text.amount(value, unit))
     _legend(axes)
 
 

@@ -12,9 +12,7 @@ _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLin
 
 
 def without_gain(name: str, other: str, ratio: float) -> str | None:
-    """A line about the quantized file ``name``, which takes ``ratio`` of the time of ``other``; ``None`` of one
-    that is faster.
-    """
+    """A line about the quantized file ``name`` that takes ``ratio`` of the time of ``other``, if not less."""
     if ratio <= GAIN:
         return None
     told = "slower than" if ratio > 1 / GAIN else "no faster than"

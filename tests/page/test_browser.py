@@ -44,6 +44,14 @@ def test_charts_stand_beside_each_other_where_there_is_room(found: list[dict[str
     assert phone < desktop < WIDTHS[0] / 2
 
 
+def test_the_graphs_stand_beside_each_other_or_one_above_the_other(found: list[dict[str, Any]]) -> None:
+    desktop, phone = (seen["figures"] for seen in found)
+    assert desktop[0][0] < desktop[1][0]
+    assert desktop[0][1] == desktop[1][1]
+    assert phone[0][0] == phone[1][0]
+    assert phone[0][1] < phone[1][1]
+
+
 def test_long_names_do_not_widen_the_page() -> None:
     for seen in measured(page(renamed()).replace("alert(1)", "long_name." * 30)):
         assert seen["scrolls"] == seen["width"]
