@@ -37,16 +37,24 @@ def write_pages(result: SearchResult, folder: Path) -> None:
     """Write the page of the search, and that of its best model where its files are here."""
     file = folder / "dense" / artefact.SENSITIVITY
     curves = read_curves(file, None, "a sensitivity analysis") if file.is_file() else {}
-    best = result.best if result.front else None
-    link = ""
-    if best is not None and best.folder is not None and (best.folder / artefact.MODULE).is_file():
-        link = _BEST
-        dense, small = (load(place / artefact.MODULE).eval() for place in (folder / "dense", best.folder))
-        report = make_report(dense, small, dense.example_inputs)
-        metrics = {"metric": (result.dense["metric"], best.metric or 0.0)}
-        write_report(folder / _BEST, report, metrics=metrics, sensitivity=curves or None)
+    link = _BEST if _write_best(result, folder, curves) else ""
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(page(result, curves, link), encoding="utf-8")
+
+
+def _write_best(result: SearchResult, folder: Path, curves: Curves) -> bool:
+    """Write the page of the best model; whether there is one and its files are on this machine."""
+    best = result.best if result.front else None
+    if best is None or best.folder is None:
+        return False
+    files = [place / artefact.MODULE for place in (folder / "dense", best.folder)]
+    if not all(file.is_file() for file in files):
+        return False
+    dense, small = (load(file).eval() for file in files)
+    report = make_report(dense, small, dense.example_inputs)
+    metrics = {"metric": (result.dense["metric"], best.metric or 0.0)}
+    write_report(folder / _BEST, report, metrics=metrics, sensitivity=curves or None)
+    return True
 
 
 def page(result: SearchResult, sensitivity: Curves, link: str = "") -> str:
@@ -59,7 +67,7 @@ def page(result: SearchResult, sensitivity: Curves, link: str = "") -> str:
         best=result.best if result.front else None,
         totals=list(_totals(result)),
         link=link,
-        charts=list(_charts(result)),
+        charts=_charts(result),
         sensitivity=sensitivity,
         curves=safe(inline(charts.curves(sensitivity), "curves", "Metric over sparsity by layer"))
         if sensitivity

@@ -92,12 +92,13 @@ def run_compress(options: argparse.Namespace) -> Found:
 @dataclass(frozen=True)
 class _Results:
     """``dense``, ``masked`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or
-    that quantized. ``curves``: the sensitivity of ``dense``."""
+    that quantized. ``metric`` and ``curves``: of ``dense``, its evaluation and sensitivity."""
 
     dense: CompiledModule
     masked: CompiledModule
     small: CompiledModule
     final: CompiledModule
+    metric: dict[str, float]
     curves: Curves | None
 
 
@@ -168,7 +169,7 @@ class _Job:
         if not options.no_onnx:
             self._begin("export it to ONNX as it is, to compare with")
             export_onnx(dense, elsewhere / "dense.onnx", verify=False)
-        curves = self._curves(dense)
+        metric, curves = self._metric(dense, "before"), self._curves(dense)
         if self.pruning:
             self._begin(f"insert the masks that {options.config} asks for")
             masked = self._compiled(masked, self.pruning)
@@ -179,7 +180,7 @@ class _Job:
             save(masked.eval(), options.out / "masked.pt2")
         self._begin("speed up, verify in float64")
         small = speedup(masked.eval(), round_to=options.round_to)
-        return _Results(dense, masked, small, self._quantized(small), curves)
+        return _Results(dense, masked, small, self._quantized(small), metric, curves)
 
     def _curves(self, dense: CompiledModule) -> Curves | None:
         """What ``--sensitivity`` names, measured where it is not there."""
@@ -231,7 +232,7 @@ class _Job:
             "config": self.config_list,
             "out": str(options.out),
             "quantized": bool(self.quantization),
-            "metrics": self._metrics(results),
+            "metrics": {n: (results.metric[n], m) for n, m in self._metric(results.final, "after").items()},
             "report": report.to_dict(),
             "onnx": None,
             "advice": None,
@@ -262,18 +263,15 @@ class _Job:
         (folder / "report.json").write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         return facts, lines
 
-    def _metrics(self, results: _Results) -> dict[str, tuple[float, float]]:
-        """What ``--evaluator`` says of the model and of what is written, by its name."""
+    def _metric(self, module: CompiledModule, when: str) -> dict[str, float]:
+        """What ``--evaluator`` says, by its name."""
         from fxcompress.graph.module import eval_mode
 
         if self.evaluator is None:
             return {}
-        self._begin(f"evaluate before and after: {self.options.evaluator}")
-        found = []
-        for module in (results.dense, results.final):
-            with eval_mode(module):
-                found.append(float(self.evaluator(module)))
-        return {self.options.evaluator.rpartition(":")[2]: (found[0], found[1])}
+        self._begin(f"evaluate {when}: {self.options.evaluator}")
+        with eval_mode(module):
+            return {self.options.evaluator.rpartition(":")[2]: float(self.evaluator(module))}
 
     def _page(
         self,

@@ -90,7 +90,7 @@ def _report_of(subject: CompiledModule | Report) -> Report:
 
 _PASSES = 10
 _BY_LAYER = (
-    f"Latency by layer: the same two graphs, run operator by operator in PyTorch, the median of {_PASSES} "
+    f"Latency by layer: both graphs, run operator by operator in PyTorch, the median of {_PASSES} "
     "passes; what applies a layer's weight counts as the layer. The sum is above the latency of the model."
 )
 

@@ -49,8 +49,9 @@ def test_one_json_object_on_stdout_and_the_steps_on_stderr(compressed: tuple[Pat
     found = facts(done)
     assert found == json.loads((folder / "compressed" / "report.json").read_text())
     steps = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert steps[3:5] == ["[4] train under masks: task:tune", "[5] speed up, verify in float64"]
-    assert len(steps) == 10
+    assert steps[2] == "[3] evaluate before: task:score"
+    assert steps[4:6] == ["[5] train under masks: task:tune", "[6] speed up, verify in float64"]
+    assert len(steps) == 11
     assert "training" in done.stderr.splitlines()  # what one's own code prints
 
 
