@@ -18,7 +18,7 @@ from fxcompress.graph.module import CompiledModule, copy_node, empty_twin, get_t
 
 def bake_masks(module: CompiledModule, *, compiled: bool = True) -> CompiledModule:
     """A fork of ``module`` without masks of parameters. ``compiled``: see ``CompiledModule``."""
-    twin = module.fork(graph=_unmasked(module.graph), compiled=compiled)
+    twin = module.fork(graph=unmasked(module.graph), compiled=compiled)
     baked: dict[int, nn.Parameter] = {}
     for name in {node.meta["masked_parameter"]: None for node in _products(module.graph)}:
         owner, _, attribute = f"{name}_mask".rpartition(".")
@@ -35,7 +35,7 @@ def _products(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if "masked_parameter" in node.meta]
 
 
-def _unmasked(graph: fx.Graph) -> fx.Graph:
+def unmasked(graph: fx.Graph) -> fx.Graph:
     """A copy of ``graph`` that reads parameters in place of their products with masks."""
     twin = empty_twin(graph)
     copies: dict[fx.Node, fx.Node] = {}

@@ -8,13 +8,17 @@ import json
 import pickle
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxcompress
 from fxcompress.errors import SpeedupError
+from fxcompress.graph.cost import Latency
 from fxcompress.report import Change, Kept, LayerChange, Report, Subjects, _layer_changes, make_report
+from tests.helpers import targets
 
 INPUTS = torch.randn(2, 3, 8, 8)
 
@@ -168,6 +172,27 @@ def test_latency_is_measured_on_request_and_shown() -> None:
     assert timed.to_dict()["latency"]["after"]["runs"] == 2
     assert before.training
     assert int(before.norm.num_batches_tracked) == 0  # type: ignore[arg-type, union-attr]
+
+
+def test_latency_before_is_that_of_the_dense_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+    x = torch.randn(2, 1, 8, 8)
+    masked = fxcompress.compile(net, [{"sparsity": 0.5, "op_names": ["0"]}], x)
+    timed: dict[str, Any] = {}
+
+    def compare(calls: dict[str, Any], rounds: int) -> dict[str, Latency]:
+        timed.update({name: call.func for name, call in calls.items()})
+        return dict.fromkeys(calls, Latency((1.0,)))
+
+    monkeypatch.setattr("fxcompress.report.compare_latency", compare)
+    small = fxcompress.speedup(masked)
+    small.report.measure_latency()
+    assert timed["after"] is small
+    assert targets(timed["before"]) == targets(fxcompress.capture(net, x))
+    assert torch.equal(timed["before"](x), net(x))
+    assert not torch.equal(masked(x), net(x))
+    small.report.measure_latency(net)
+    assert timed["before"] is net
 
 
 def test_latency_of_a_module_that_is_gone_asks_for_it() -> None:

@@ -23,6 +23,8 @@ from fxcompress.graph.inputs import Inputs
 from fxcompress.graph.module import CompiledModule
 
 MODULE, ONNX = "small.pt2", "small.onnx"
+SENSITIVITY = "sensitivity.csv"
+"""Of the dense model, in its folder."""
 ROUNDS = (15, 300)
 """Calls of each model that a latency is the median of: at least, and at most."""
 SECONDS = 0.2

@@ -23,7 +23,7 @@ import torch
 from fxcompress.auto.dashboard import serving
 from fxcompress.auto.jobs import RESULT, Job, pickled
 from fxcompress.auto.options import Options
-from fxcompress.auto.page import write_page
+from fxcompress.auto.page import write_pages
 from fxcompress.auto.result import SearchResult
 from fxcompress.auto.session import Session, counted
 from fxcompress.auto.study import (
@@ -104,7 +104,7 @@ class Driver:
         """What the study holds, with files of it written into the folder."""
         found = self._found()
         found.export(self.options.folder)
-        write_page(found, self.options.folder / "report.html")
+        write_pages(found, self.options.folder)
         return found
 
     # -- before the trials ---------------------------------------------------------------------------------

@@ -1,94 +1,106 @@
-"""The report page of a search: one HTML file that loads nothing."""
+"""The report page of a search, and beside the best model that of what became of the dense one.
+
+folder/report.html             the search: dense and best, metric over trials and costs, every trial
+folder/best/report.html        the best model layer by layer, as ``fxcompress.write_report`` writes it
+"""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxcompress.auto.limits import COSTS
-from fxcompress.auto.plots import history, pareto, svg
+from fxcompress.auto import artefact
+from fxcompress.auto.plots import TOLD, Colors, history, pareto
 from fxcompress.auto.result import SearchResult
 from fxcompress.auto.table import cells
+from fxcompress.export.archive import load
 from fxcompress.export.files import replacing
+from fxcompress.export.tables import read_curves
+from fxcompress.page import charts, write_report
+from fxcompress.page.data import Total
+from fxcompress.page.html import render, safe
+from fxcompress.page.svg import LINE, SERIES, TEXT, figure, inline, style
+from fxcompress.report import make_report
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from markupsafe import Markup
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
-td:last-child,th:last-child{text-align:left}tr.best{font-weight:bold;background:#eef6ee}
-pre{background:#f6f6f6;padding:1em;overflow:auto}figure{display:inline-block;margin:0;max-width:100%}
-svg{max-width:100%;height:auto}"""
+Curves = Mapping[str, Mapping[float, float]]
+_BEST = "best/report.html"
 _COLUMNS = ("trial", "metric", "MACs", "parameters", "bytes", "latency", "state", "algorithm, or the error")
+_COLORS = Colors(trial=SERIES[0], above=LINE, front=SERIES[2], dense=TEXT, budget=SERIES[1])
+_HEIGHT = 2.9
 
 
-def write_page(result: SearchResult, path: Path) -> None:
-    """Write the figures, the best config and every trial to ``path``."""
-    with replacing(path) as temporary:
-        temporary.write_text(page(result), encoding="utf-8")
+def write_pages(result: SearchResult, folder: Path) -> None:
+    """Write the page of the search, and that of its best model where its files are here."""
+    file = folder / "dense" / artefact.SENSITIVITY
+    curves = read_curves(file, None, "a sensitivity analysis") if file.is_file() else {}
+    link = _BEST if _write_best(result, folder, curves) else ""
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(page(result, curves, link), encoding="utf-8")
 
 
-def page(result: SearchResult) -> str:
-    """The page as HTML."""
-    name = html.escape(result.options.name)
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{_STYLE}</style>",
-        f"<h1>Search “{name}”</h1>",
-        _summary(result),
-        "".join(f"<figure>{svg(figure)}</figure>" for figure in _figures(result)),
-        "<h2>Trials</h2><p>Costs are shares of the dense model's.</p>",
-        _trials(result),
-        *_failures(result),
-    ]
-    return "\n".join(parts) + "\n"
+def _write_best(result: SearchResult, folder: Path, curves: Curves) -> bool:
+    """Write the page of the best model; whether there is one and its files are on this machine."""
+    best = result.best if result.front else None
+    if best is None or best.folder is None:
+        return False
+    files = [place / artefact.MODULE for place in (folder / "dense", best.folder)]
+    if not all(file.is_file() for file in files):
+        return False
+    dense, small = (load(file).eval() for file in files)
+    report = make_report(dense, small, dense.example_inputs)
+    metrics = {"metric": (result.dense["metric"], best.metric or 0.0)}
+    write_report(folder / _BEST, report, metrics=metrics, sensitivity=curves or None)
+    return True
 
 
-def _figures(result: SearchResult) -> Iterable[Figure]:
-    if any(row.state == "complete" for row in result.trials):
-        yield history(result)
-        kinds = result.options.objectives or dict.fromkeys(limit.kind for limit in result.options.limits)
-        for kind in kinds or ("macs",):
-            yield pareto(result, kind)
-
-
-def _summary(result: SearchResult) -> str:
-    limits = "; ".join(map(str, result.options.limits)) or "none"
-    words = f"<p>Budget: {html.escape(limits)}. {len(result.trials)} trials.</p>"
-    if not result.front:
-        return words + "<p>No trial fits.</p>"
-    best = result.best
-    rows = "".join(
-        f"<tr><td>{_amount(result.dense['measured'].get(k))}<td>{_amount(best.measured.get(k))}"
-        f"<td>{best.shares.get(k, 1):.1%}<td>{COSTS[k]}"
-        for k in COSTS
+def page(result: SearchResult, sensitivity: Curves, link: str = "") -> str:
+    """The page of the search as HTML; ``link``: the page of the best model."""
+    front = {row.number for row in result.front}
+    return render(
+        "search.html.j2",
+        name=result.options.name,
+        limits=list(map(str, result.options.limits)),
+        best=result.best if result.front else None,
+        totals=list(_totals(result)),
+        link=link,
+        charts=_charts(result),
+        sensitivity=sensitivity,
+        curves=safe(inline(charts.curves(sensitivity), "curves", "Metric over sparsity by layer"))
+        if sensitivity
+        else None,
+        columns=_COLUMNS,
+        trials=[(cells(row, row.number in front), row.number in front) for row in result.trials],
+        rows=result.trials,
+        params=list(dict.fromkeys(name for row in result.trials for name in row.params)),
     )
-    return (
-        f"{words}<h2>Best: trial {best.number}</h2><table><tr><th>dense<th>best<th>share<th>"
-        f"<tr><td>{result.dense['metric']:.4f}<td>{best.metric:.4f}<td><td>metric{rows}</table>"
-        f"<details><summary>Config list</summary><pre>{html.escape(json.dumps(best.config_list, indent=1))}"
-        "</pre></details>"
-    )
 
 
-def _trials(result: SearchResult) -> str:
-    best = {row.number for row in result.front}
-    lines = ["<table><tr>" + "".join(f"<th>{c}" for c in _COLUMNS)]
-    for row in result.trials:
-        marked = ' class="best"' if row.number in best else ""
-        values = "".join(f"<td>{html.escape(cell)}" for cell in cells(row, row.number in best))
-        lines.append(f"<tr{marked}>{values}")
-    return "\n".join(lines) + "</table>"
+def _totals(result: SearchResult) -> Iterator[Total]:
+    if result.front:
+        best = result.best
+        yield Total("metric", result.dense["metric"], best.metric, "metric")
+        for kind, (told, unit) in TOLD.items():
+            old, new = result.dense["measured"].get(kind), best.measured.get(kind)
+            if unit == "s" and new is not None:  # the dense model's in the same minute
+                old = new / best.shares[kind]
+            yield Total(told, old, new, unit)
 
 
-def _failures(result: SearchResult) -> Iterable[str]:
-    for row in result.trials:
-        if row.traceback:
-            told = html.escape(row.traceback)
-            yield f"<details><summary>Traceback of trial {row.number}</summary><pre>{told}</pre></details>"
-
-
-def _amount(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 1 else f"{value:.3g}"
+@style()
+def _charts(result: SearchResult) -> list[Markup]:
+    """The metric over trials, and over every cost that the search is about."""
+    if not any(row.state == "complete" for row in result.trials):
+        return []
+    drawn, axes = figure(_HEIGHT)
+    history(axes, result, _COLORS)
+    found = [safe(inline(drawn, "history", "Metric of every trial"))]
+    kinds = result.options.objectives or dict.fromkeys(limit.kind for limit in result.options.limits)
+    for kind in kinds or ("macs",):
+        drawn, axes = figure(_HEIGHT)
+        pareto(axes, result, kind, _COLORS)
+        found.append(safe(inline(drawn, f"over-{kind}", f"Metric over {TOLD[kind][0]}")))
+    return found

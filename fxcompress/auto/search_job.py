@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fxcompress.auto import artefact
 from fxcompress.auto.algorithms import ALIASES
 from fxcompress.auto.interface import Evaluator
 from fxcompress.auto.jobs import Context, Job, resolve
@@ -105,7 +106,7 @@ class SearchJob(Job):
             return []
         dense, options = capture(self.model(), self.example_inputs()), self._options()
         layers = layers_to_prune(dense, pruner, self.layers)
-        file = context.dense / "sensitivity.csv" if self.sensitivity else None
+        file = context.dense / artefact.SENSITIVITY if self.sensitivity else None
         points = starting_points(dense, self.metric, layers, self.shares, file)
         fitted = [self._fitted(dense, _entries(pruner, p), kind, share, options) for kind, share, p in points]
         label = self.pruners[named.index(pruner)]

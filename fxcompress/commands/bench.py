@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from fxcompress.commands.found import Found, add_json, row, table
 from fxcompress.commands.options import add_inputs, check_model_file, new_command, positive
 
 if TYPE_CHECKING:
+    from fxcompress.graph.cost import Latency
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _EXAMPLES = """
@@ -72,4 +75,21 @@ def run_bench(options: argparse.Namespace) -> Found:
             f"{lower} to {upper}",
             f"{ratio:.3f}",
         )
-    return Found({"rounds": options.rounds, "threads": options.threads, "files": rows}, (made,))
+    advice = _advice({runner.path: times[str(runner.path)] for runner in runners})
+    facts = {"rounds": options.rounds, "threads": options.threads, "files": rows, "advice": advice}
+    return Found(facts, (made, *(f"\n{line}" for line in advice)))
+
+
+def _advice(times: Mapping[Path, Latency]) -> list[str]:
+    """Lines about quantized ONNX files that are no faster than the fastest in float32."""
+    from fxcompress.commands.gain import is_quantized, without_gain
+
+    files = [path for path in times if path.suffix == ".onnx"]
+    quantized = {path: is_quantized(path) for path in files}
+    floats = [path for path in files if not quantized[path]]
+    if not floats:
+        return []
+    fastest = min(floats, key=lambda path: times[path].median)
+    ratios = {path: times[path].ratio_to(times[fastest]) for path in files if quantized[path]}
+    lines = (without_gain(str(path), f"{fastest}, in float32,", ratio) for path, ratio in ratios.items())
+    return [line for line in lines if line is not None]

@@ -13,21 +13,27 @@ import argparse
 import copy
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxcompress.commands.comparison import Comparison, comparison_table, one_thread
 from fxcompress.commands.configs import add_config, naming, read_config
-from fxcompress.commands.found import Found, add_json, as_json, row, table
-from fxcompress.commands.options import add_model, add_place, check_model, natural, new_command, positive
+from fxcompress.commands.found import Found, add_json, as_json
+from fxcompress.commands.options import (
+    add_model,
+    add_place,
+    check_model,
+    check_target,
+    natural,
+    new_command,
+    positive,
+)
 from fxcompress.errors import ConfigError, FxcompressError
 from fxcompress.places import Batches, function
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import nn
 
     from fxcompress.export.onnx import OnnxReport
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 Entries = list[dict[str, Any]]
+Curves = dict[str, dict[float, float]]
 _EXAMPLES = """
 fxcompress compress models.resnet:make --weights best.pt --config prune.toml --train task:tune --out small
 fxcompress compress small.pt2 --config quantize.yaml --data task:calibration --out int8
@@ -53,6 +60,12 @@ def add_compress(commands: Commands) -> None:
     add_place(parser, "--loss", "function(output, batch) -> scalar, for pruners that need gradients")
     add_place(parser, "--train", "function(module) that fine-tunes under masks")
     add_place(parser, "--train-quantized", "function(module) that fine-tunes with rounding")
+    add_place(parser, "--evaluator", "function(module) -> number, measured before and after")
+    parser.add_argument(
+        "--sensitivity", type=Path, metavar="FILE",
+        help="show the curves of this CSV file of 'fxcompress sensitivity'; if there is none yet, it is "
+        "measured with --evaluator first",
+    )  # fmt: skip
     parser.add_argument("--round-to", type=positive, metavar="N", help="keep a multiple of N channels")
     parser.add_argument("--no-onnx", action="store_true", help="write no ONNX file")
     parser.add_argument(
@@ -79,12 +92,14 @@ def run_compress(options: argparse.Namespace) -> Found:
 @dataclass(frozen=True)
 class _Results:
     """``dense``, ``masked`` and ``small`` are in floating point; ``final`` is what is written: ``small``, or
-    that quantized."""
+    that quantized. ``metric`` and ``curves``: of ``dense``, its evaluation and sensitivity."""
 
     dense: CompiledModule
     masked: CompiledModule
     small: CompiledModule
     final: CompiledModule
+    metric: dict[str, float]
+    curves: Curves | None
 
 
 class _Job:
@@ -95,9 +110,8 @@ class _Job:
         with naming(options.config):
             self.pruning, self.quantization = split(config_list)
         self._check_options()
-        self.train, self.tune, self.loss = (
-            place and function(place) for place in (options.train, options.train_quantized, options.loss)
-        )
+        places = (options.train, options.train_quantized, options.loss, options.evaluator)
+        self.train, self.tune, self.loss, self.evaluator = (place and function(place) for place in places)
         self.data = options.data and Batches(options.data)
         self._stage = 0
 
@@ -112,12 +126,12 @@ class _Job:
         with naming(options.config):
             explain(model, self.config_list)  # every mistake that can be seen without a capture
         with filling(options.out) as folder, tempfile.TemporaryDirectory() as elsewhere:
-            dense_onnx = Path(elsewhere) / "dense.onnx"
-            results = self._compress(model, dense_onnx)
-            facts, lines = self._write(results, folder, dense_onnx)
+            results = self._compress(model, Path(elsewhere))
+            facts, lines = self._write(results, folder, Path(elsewhere))
         files = ["masked.pt2"] * bool(self.train) + facts["files"]
         written = ", ".join(str(options.out / name) for name in files)
-        return Found(facts, (*lines, "", _comparison(facts), f"\nwritten: {written}"))
+        advice = [f"\n{facts['advice']}"] if facts["advice"] else []
+        return Found(facts, (*lines, "", comparison_table(facts), *advice, f"\nwritten: {written}"))
 
     def _check_options(self) -> None:
         options = self.options
@@ -133,8 +147,15 @@ class _Job:
                 raise FxcompressError(
                     f"{flag}: no entry of {options.config} has {key}; leave it out, or add one"
                 )
+        curves = options.sensitivity
+        if curves is not None:
+            check_target(curves, ".csv")
+            if options.evaluator is None and not curves.is_file():
+                raise FxcompressError(
+                    f"--sensitivity: there is no {curves}; add --evaluator to measure it first"
+                )
 
-    def _compress(self, model: nn.Module, dense_onnx: Path) -> _Results:
+    def _compress(self, model: nn.Module, elsewhere: Path) -> _Results:
         from fxcompress.commands.models import inputs_of
         from fxcompress.compiler import speedup
         from fxcompress.export.archive import save
@@ -147,7 +168,8 @@ class _Job:
         dense = copy.deepcopy(masked)  # training changes the parameters that `masked` shares with the model
         if not options.no_onnx:
             self._begin("export it to ONNX as it is, to compare with")
-            export_onnx(dense, dense_onnx, verify=False)
+            export_onnx(dense, elsewhere / "dense.onnx", verify=False)
+        metric, curves = self._metric(dense, "before"), self._curves(dense)
         if self.pruning:
             self._begin(f"insert the masks that {options.config} asks for")
             masked = self._compiled(masked, self.pruning)
@@ -158,7 +180,20 @@ class _Job:
             save(masked.eval(), options.out / "masked.pt2")
         self._begin("speed up, verify in float64")
         small = speedup(masked.eval(), round_to=options.round_to)
-        return _Results(dense, masked, small, self._quantized(small))
+        return _Results(dense, masked, small, self._quantized(small), metric, curves)
+
+    def _curves(self, dense: CompiledModule) -> Curves | None:
+        """What ``--sensitivity`` names, measured where it is not there."""
+        from fxcompress.export.tables import read_curves
+        from fxcompress.sensitivity import SensitivityAnalysis
+
+        file = self.options.sensitivity
+        if file is None:
+            return None
+        if not file.is_file():
+            self._begin(f"measure the sensitivity of every layer: {self.options.evaluator}")
+            return SensitivityAnalysis(dense, self.evaluator, file=file).run()
+        return read_curves(file, dict(dense.named_modules()), "a sensitivity analysis")
 
     def _check_quantizers(self, dense: CompiledModule) -> None:
         """Whether quantizers do without data where they are given none: to know it before the training."""
@@ -184,7 +219,7 @@ class _Job:
         with naming(self.options.config):
             return compile(module, entries, data=self.data, loss_fn=self.loss)
 
-    def _write(self, results: _Results, folder: Path, dense_onnx: Path) -> tuple[dict[str, Any], list[str]]:
+    def _write(self, results: _Results, folder: Path, elsewhere: Path) -> tuple[dict[str, Any], list[str]]:
         """Every file of the folder; returns the facts of ``report.json``, and lines to print."""
         from fxcompress.commands.export import onnx_facts, onnx_lines
         from fxcompress.export.archive import save
@@ -197,31 +232,57 @@ class _Job:
             "config": self.config_list,
             "out": str(options.out),
             "quantized": bool(self.quantization),
+            "metrics": {n: (results.metric[n], m) for n, m in self._metric(results.final, "after").items()},
             "report": report.to_dict(),
             "onnx": None,
+            "advice": None,
             "files": ["small.pt2", *([] if options.no_onnx else ["small.onnx"]), "report.json"],
         }
-        lines, written = [str(report)], None
-        files = {"dense": dense_onnx, "small": folder / "small.onnx"}
+        lines, written, files = [str(report)], None, {}
         if not options.no_onnx:
             self._begin("export to ONNX, compare with onnxruntime")
+            files = {"dense": elsewhere / "dense.onnx", "small": folder / "small.onnx"}
             written = export_onnx(results.final, files["small"])
             facts["onnx"] = {
                 **onnx_facts(written),
                 "onnx": "small.onnx",
-                "bytes_before": dense_onnx.stat().st_size,
+                "bytes_before": files["dense"].stat().st_size,
             }
             lines += ["", *onnx_lines(written, options.out / "small.onnx")]
+        compared = None
         if options.rounds:
             self._begin("measure latency")
-            facts["latency"] = _latency(results, {} if options.no_onnx else files, options.rounds)
+            if self.quantization and files:
+                files["float32"] = elsewhere / "small.onnx"
+                export_onnx(results.small, files["float32"], verify=False)
+            compared = Comparison(results.dense, results.small, files, options.rounds)
+            facts["latency"] = compared.facts()
+            facts["advice"] = compared.advice("small.onnx")
         if not options.no_page:
-            lines += self._page(results, folder, written, facts["files"])
+            lines += self._page(results, folder, facts, written, compared)
         (folder / "report.json").write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         return facts, lines
 
-    def _page(self, results: _Results, folder: Path, onnx: OnnxReport | None, files: list[str]) -> list[str]:
-        """``page.html`` and ``page.json``, added to ``files``; or a line that says what they need."""
+    def _metric(self, module: CompiledModule, when: str) -> dict[str, float]:
+        """What ``--evaluator`` says, by its name."""
+        from fxcompress.graph.module import eval_mode
+
+        if self.evaluator is None:
+            return {}
+        self._begin(f"evaluate {when}: {self.options.evaluator}")
+        with eval_mode(module):
+            return {self.options.evaluator.rpartition(":")[2]: float(self.evaluator(module))}
+
+    def _page(
+        self,
+        results: _Results,
+        folder: Path,
+        facts: dict[str, Any],
+        onnx: OnnxReport | None,
+        compared: Comparison | None,
+    ) -> list[str]:
+        """``page.html`` and ``page.json``, added to the files of ``facts``; or a line that says what they
+        need."""
         if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
             return ["", "page.html: not written; pip install 'fxcompress[report]' for it"]
         from fxcompress.page import write_report
@@ -230,10 +291,17 @@ class _Job:
         self._begin("write page.html")
         rounded = self.quantization and self.data is not None
         noise = sqnr(results.final, self.data, end_to_end=False) if rounded and self.data else None
-        write_report(
-            folder / "page.html", results.small, onnx=onnx, sqnr=noise, latency=bool(self.options.rounds)
-        )
-        files += ["page.html", "page.json"]
+        with one_thread():
+            write_report(
+                folder / "page.html",
+                results.small,
+                onnx=onnx,
+                sensitivity=results.curves,
+                sqnr=noise,
+                metrics=facts["metrics"],
+                latency=compared.timings() if compared else False,
+            )
+        facts["files"] += ["page.html", "page.json"]
         return []
 
     def _begin(self, told: str) -> None:
@@ -253,62 +321,3 @@ def split(config_list: Entries) -> tuple[Entries, Entries]:
         kept = [entry for entry in entries if "exclude" in entry or any(key in own for key in entry)]
         stages.append(kept if any(key in own for entry in kept for key in entry) else [])
     return stages[0], stages[1]
-
-
-def _latency(results: _Results, files: Mapping[str, Path], rounds: int) -> dict[str, Any]:
-    """Seconds of one call on the example inputs: the float models in PyTorch, the files in onnxruntime."""
-    import torch
-
-    from fxcompress.commands.runners import OnnxRunner
-    from fxcompress.graph.cost import compare_latency
-    from fxcompress.graph.module import eval_mode
-
-    inputs = results.dense.example_inputs
-    args, kwargs = inputs
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with eval_mode(results.dense), eval_mode(results.small), torch.inference_mode():
-        modules = {"dense": results.dense, "small": results.small}
-        torch_calls = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
-        times = {"PyTorch": compare_latency(torch_calls, rounds=rounds)}
-    torch.set_num_threads(threads)
-    if files:
-        calls = {name: OnnxRunner(path, 1).bound(inputs) for name, path in files.items()}
-        times["onnxruntime"] = compare_latency(calls, rounds=rounds)
-    return {
-        runtime: {
-            "before": both["dense"].to_dict(),
-            "after": both["small"].to_dict(),
-            "ratio": both["small"].ratio_to(both["dense"]),
-        }
-        for runtime, both in times.items()
-    }
-
-
-def _comparison(facts: Mapping[str, Any]) -> Table:
-    """Before and after: parameters, MACs, bytes, latency."""
-    report, onnx = facts["report"], facts["onnx"]
-    made = table(f"{facts['model']}: before and after", "", "before", "after", "change")
-    amounts = {
-        "parameters": report["parameters"],
-        "MACs per example": report["macs"],
-        "weights, bytes": report["bytes"],
-        "ONNX file, bytes": onnx and {"before": onnx["bytes_before"], "after": onnx["bytes"]},
-    }
-    for name, amount in amounts.items():
-        if amount:
-            before, after = amount["before"], amount["after"]
-            words = ("smaller", "larger") if "bytes" in name else ("fewer", "more")
-            row(made, name, before, after, _change(after / max(before, 1), *words))
-    for runtime, times in facts.get("latency", {}).items():
-        before, after = (f"{1e3 * times[when]['median']:.3f}" for when in ("before", "after"))
-        what = " (not quantized)" if facts["quantized"] and runtime == "PyTorch" else ""
-        row(made, f"{runtime}{what}, ms", before, after, _change(times["ratio"], "faster", "slower"))
-    return made
-
-
-def _change(ratio: float, less: str, more: str) -> str:
-    """``after / before`` in words."""
-    if ratio == 1:
-        return "none"
-    return f"{1 / max(ratio, 1e-9):.2f}× {less}" if ratio < 1 else f"{ratio:.2f}× {more}"

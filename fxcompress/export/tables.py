@@ -46,11 +46,11 @@ def write_curves(path: str | os.PathLike[str], curves: Mapping[str, Mapping[floa
     write_table(path, rows, list(map(str, columns)))
 
 
-def read_curves(path: Path, layers: Collection[str], told: str) -> dict[str, dict[float, float]]:
+def read_curves(path: Path, layers: Collection[str] | None, told: str) -> dict[str, dict[float, float]]:
     """What ``write_curves`` wrote.
 
     Args:
-        layers: the layers that it may be about.
+        layers: the layers that it may be about; ``None`` for any.
         told: what it is a file of, as errors say.
 
     Raises:
@@ -68,7 +68,7 @@ def read_curves(path: Path, layers: Collection[str], told: str) -> dict[str, dic
         raise FxcompressError(
             f"{path}: expected a CSV file of {told} ({error}); delete it or name another"
         ) from error
-    if first != "layer" or not found.keys() <= set(layers):
+    if first != "layer" or not (layers is None or found.keys() <= set(layers)):
         raise FxcompressError(f"{path}: holds other layers than this model's; delete it or name another")
     return found
 

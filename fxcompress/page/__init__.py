@@ -4,7 +4,7 @@
 pictures of them; ``html`` fills templates. Other pages build on ``html.render`` and ``svg.inline``.
 """
 
-from fxcompress.page.data import PageData
+from fxcompress.page.data import PageData, Timing
 from fxcompress.page.write import page, write_report
 
-__all__ = ["PageData", "page", "write_report"]
+__all__ = ["PageData", "Timing", "page", "write_report"]

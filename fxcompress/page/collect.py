@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.cost import Call
 from fxcompress.graph.layer_latency import compare_layer_latency
 from fxcompress.graph.module import CompiledModule
-from fxcompress.page import data
+from fxcompress.page import data, text
 from fxcompress.page.graph import layer_graph
-from fxcompress.report import Report
+from fxcompress.passes.insert_fake_quant import quantizers
+from fxcompress.report import Report, Subjects, dense_of
 
 if TYPE_CHECKING:
     from fxcompress.export.onnx import OnnxReport
@@ -34,8 +37,11 @@ class Extras:
     metrics: Mapping[str, tuple[float, float]] | None = None
 
 
-def collect(subject: CompiledModule | Report, extras: Extras, *, latency: bool = True) -> data.PageData:
-    """Gather what the page shows; measures latencies when asked to and both modules are alive.
+def collect(
+    subject: CompiledModule | Report, extras: Extras, *, latency: bool | Sequence[data.Timing] = True
+) -> data.PageData:
+    """Gather what the page shows; measures latencies when asked to and both modules are alive, those of the
+    whole model only where none are given.
 
     Raises:
         FxcompressError: if ``subject`` is no report and has none.
@@ -44,23 +50,26 @@ def collect(subject: CompiledModule | Report, extras: Extras, *, latency: bool =
     modules = report.subjects
     before, after = (modules.before, modules.after) if modules else (None, None)
     after = subject if isinstance(subject, nn.Module) else after
+    dense = None if before is None else dense_of(before)
+    unmasked = before is not None and dense is before
+    timings = _known(report) if isinstance(latency, bool) else tuple(latency)
     seconds: dict[str, data.Amounts] = {}
-    if latency and modules and before is not None and after is not None:
-        if report.latency is None:
-            report = report.measure_latency(before, after)
-        if isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule):
-            seconds = _seconds(before, after, modules.inputs)
+    if latency and modules and dense is not None and after is not None:
+        timings = timings or (_timed(report, modules, dense, after),)
+        if isinstance(dense, fx.GraphModule) and isinstance(after, fx.GraphModule):
+            seconds = _seconds(dense, after, modules.inputs)
     layers = tuple(_layers(report, seconds))
     others = [seconds[name] for name in seconds.keys() - {layer.name for layer in layers}]
-    drawn = next((m for m in (before, after) if isinstance(m, fx.GraphModule)), None)
+    old, new = (module if isinstance(module, fx.GraphModule) else None for module in (dense, after))
     found = data.PageData(
         model="model" if after is None else str(after._get_name()),
-        totals=tuple(_totals(report, extras)),
+        totals=tuple(_totals(report, extras, timings)),
         layers=layers,
         other_latency=data.added(others),
-        kept=report.kept,
+        timing=(*(f"Latency in {t.runtime}: {t.told}" for t in timings), *([_BY_LAYER] if seconds else [])),
+        kept=None if unmasked and not report.kept else report.kept,
         notes=report.notes,
-        graph=None if drawn is None else layer_graph(drawn, layers),
+        graph=layer_graph(old, new, layers),
         sensitivity=_curves(extras.sensitivity),
         sqnr=extras.sqnr,
         onnx=None if extras.onnx is None else _onnx(extras.onnx),
@@ -79,14 +88,47 @@ def _report_of(subject: CompiledModule | Report) -> Report:
     return report
 
 
+_PASSES = 10
+_BY_LAYER = (
+    f"Latency by layer: both graphs, run operator by operator in PyTorch, the median of {_PASSES} "
+    "passes; what applies a layer's weight counts as the layer. The sum is above the latency of the model."
+)
+
+
+def _known(report: Report) -> tuple[data.Timing, ...]:
+    """The latencies that a report has."""
+    if report.latency is None:
+        return ()
+    calls = len(report.latency[0].seconds)
+    return (data.Timing("PyTorch", *report.latency, f"the report's own, the median of {calls} calls."),)
+
+
+def _timed(report: Report, modules: Subjects, dense: nn.Module, after: nn.Module) -> data.Timing:
+    """Those of the dense model and what became of it, measured now."""
+    latency = report.measure_latency(dense, after).latency
+    if latency is None:
+        raise TypeError("measure_latency gave no latency")
+    shapes = ", ".join(text.shape(x.shape) for x in tree_leaves(modules.inputs) if isinstance(x, Tensor))
+    threads, calls = torch.get_num_threads(), len(latency[0].seconds)
+    told = [
+        f"one call on the example inputs ({shapes}), eval mode, {threads} thread{'s' * (threads > 1)}, the "
+        f"median of {calls} calls that alternate."
+    ]
+    if dense is not modules.before:
+        told.append("Before is the dense model: the module before the speedup, its masks taken out.")
+    if any(isinstance(module, CompiledModule) and quantizers(module) for module in (dense, after)):
+        told.append("Rounding is simulated, which takes time that integer kernels do not.")
+    return data.Timing("PyTorch", *latency, " ".join(told))
+
+
 def _seconds(before: fx.GraphModule, after: fx.GraphModule, inputs: Call) -> dict[str, data.Amounts]:
     """Median seconds per layer, and per operator without weights."""
-    timed = compare_layer_latency({"before": before, "after": after}, inputs)
+    timed = compare_layer_latency({"before": before, "after": after}, inputs, rounds=_PASSES)
     old, new = ({name: time.median for name, time in side.items()} for side in timed.values())
     return {n: data.Amounts(old.get(n, 0.0), new.get(n, 0.0)) for n in dict.fromkeys([*old, *new])}
 
 
-def _totals(report: Report, extras: Extras) -> Iterator[data.Total]:
+def _totals(report: Report, extras: Extras, timings: Iterable[data.Timing]) -> Iterator[data.Total]:
     for name, (old, new) in (extras.metrics or {}).items():
         yield data.Total(name, old, new, "metric")
     yield data.Total("parameters", report.parameters.before, report.parameters.after)
@@ -94,9 +136,9 @@ def _totals(report: Report, extras: Extras) -> Iterator[data.Total]:
     if macs is not None:
         yield data.Total("MACs per example", macs.before, macs.after)
     yield data.Total("size in memory", report.bytes.before, report.bytes.after, "bytes")
-    if report.latency is not None:
-        old, new = (latency.median for latency in report.latency)
-        yield data.Total("latency in PyTorch", old, new, "s")
+    for timing in timings:
+        old, new = timing.before.median, timing.after.median
+        yield data.Total(f"latency in {timing.runtime}", old, new, "s")
     if extras.onnx is not None and extras.onnx.path.is_file():
         yield data.Total("ONNX file", None, _size(extras.onnx.path), "bytes")
 
@@ -168,6 +210,9 @@ def _missing(found: data.PageData, extras: Extras) -> Iterator[data.Missing]:
         yield data.Missing("Latency by layer", "latency=True with two graph modules (fxcompress.capture)")
     if found.graph is None:
         yield data.Missing("Graph", "the module that speedup returned, instead of its report alone")
+    elif found.graph.before is None or found.graph.after is None:
+        gone = "before" if found.graph.before is None else "after"
+        yield data.Missing(f"Graph {gone}", f"a graph module (fxcompress.capture) {gone} that is still alive")
     if extras.sensitivity is None:
         yield data.Missing("Sensitivity", "sensitivity=SensitivityAnalysis(...), after its run()")
     if extras.sqnr is None:

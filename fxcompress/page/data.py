@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter
 
 from fxcompress.export.tables import writable
+from fxcompress.graph.cost import Latency
 from fxcompress.report import Change, Kept, Shape
 from fxcompress.sqnr import SqnrReport
 
@@ -45,6 +46,16 @@ def added(pairs: Iterable[Amounts | Change | None]) -> Amounts | None:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Latencies of one call in a ``runtime`` (``"PyTorch"``); ``told``: of what, where and how, in words."""
+
+    runtime: str
+    before: Latency
+    after: Latency
+    told: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer with a weight (or one free parameter). ``latency``: median seconds."""
 
@@ -69,7 +80,8 @@ class Layer:
 @dataclass(frozen=True)
 class GraphNode:
     """``kind``: ``input``, ``output``, ``layer``, ``join`` (an operator of several values), or ``block``
-    (``layers`` of them, drawn as one). ``channels`` of a layer; ``parameters`` of layers and blocks."""
+    (``layers`` of them, drawn as one). ``channels`` of a layer; ``parameters`` of layers and blocks.
+    ``count``: how many operators it stands for; none after of what is gone, none before of what is new."""
 
     name: str
     kind: str
@@ -77,14 +89,25 @@ class GraphNode:
     layers: int = 0
     channels: Change | None = None
     parameters: Change | None = None
+    count: Change = field(default_factory=lambda: Change(1, 1))
+
+
+Edges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Which layer reads which: ``edges`` are pairs of positions in ``nodes``, the first below the second."""
+    """Which layer reads which ``before`` and ``after``: pairs of positions in ``nodes``, the first below the
+    second; ``None`` where the module is gone."""
 
     nodes: tuple[GraphNode, ...]
-    edges: tuple[tuple[int, int], ...]
+    before: Edges | None
+    after: Edges | None
+
+    @property
+    def edges(self) -> Edges:
+        """Those of both."""
+        return tuple(dict.fromkeys([*(self.before or ()), *(self.after or ())]))
 
 
 @dataclass(frozen=True)
@@ -131,13 +154,15 @@ class Missing:
 
 @dataclass(frozen=True)
 class PageData:
-    """Everything on the page. ``other_latency``: of the operators without weights together."""
+    """Everything on the page. ``other_latency``: of the operators without weights together; ``timing``: what
+    the latencies are latencies of, in sentences; ``kept``: ``None`` where there were no masks."""
 
     model: str
     totals: tuple[Total, ...]
     layers: tuple[Layer, ...]
     other_latency: Amounts | None
-    kept: tuple[Kept, ...]
+    timing: tuple[str, ...]
+    kept: tuple[Kept, ...] | None
     notes: tuple[str, ...]
     graph: Graph | None
     sensitivity: Mapping[str, Mapping[float, float]] | None
@@ -147,7 +172,7 @@ class PageData:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return the data as JSON text; infinite figures are the string ``"inf"``."""
-        kept = [item._asdict() for item in self.kept]
+        kept = None if self.kept is None else [item._asdict() for item in self.kept]
         return json.dumps(writable({**asdict(self), "kept": kept}), indent=indent)
 
     @staticmethod

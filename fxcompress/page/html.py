@@ -1,7 +1,7 @@
 """Pages made of templates: everything that is put into one is escaped, but for pictures made here.
 
-A page extends ``base.html.j2``, which has the style (light and dark, desktop, phone and paper) and the macros
-``table`` and ``pictures``.
+A page extends ``base.html.j2``, which has the style (light and dark, desktop, phone and paper);
+``macros.html.j2`` has the parts that pages share.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "amount": text.amount,
     "arrow": text.arrow,
     "change": text.change,
+    "choice": text.choice,
     "decibels": text.decibels,
     "exact": text.exact,
     "shape": text.shape,

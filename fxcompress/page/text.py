@@ -60,6 +60,11 @@ def arrow(pair: Pair | None, unit: str = "") -> str:
     return f"{number if suffix and new.endswith(suffix) else old} → {new}"
 
 
+def choice(value: object) -> str:
+    """What was chosen: a number to four digits, anything else as it is."""
+    return amount(value, "metric") if isinstance(value, float) else str(value)
+
+
 def shape(sizes: Sequence[int] | None) -> str:
     """``64×3×3×3``; a dash where there is no tensor."""
     return "–" if sizes is None else "×".join(map(str, sizes)) or "scalar"

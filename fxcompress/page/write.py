@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from fxcompress.graph.module import CompiledModule
 from fxcompress.page import charts
 from fxcompress.page.blocks import blocks
 from fxcompress.page.collect import Extras, collect
-from fxcompress.page.data import PageData, added
+from fxcompress.page.data import Graph, PageData, Timing, added
 from fxcompress.page.drawing import draw
 from fxcompress.page.html import render, safe
 from fxcompress.page.svg import inline
@@ -39,7 +39,7 @@ def write_report(
     sensitivity: SensitivityAnalysis | Mapping[str, Mapping[float, float]] | None = None,
     sqnr: SqnrReport | None = None,
     metrics: Mapping[str, tuple[float, float]] | None = None,
-    latency: bool = True,
+    latency: bool | Sequence[Timing] = True,
 ) -> PageData:
     """Write a page about a compression to ``path``, and its figures as JSON beside it.
 
@@ -54,8 +54,9 @@ def write_report(
         sensitivity: a ``SensitivityAnalysis`` that ran, or its results: layer → sparsity → metric.
         sqnr: what ``fxcompress.sqnr.sqnr`` returned.
         metrics: name → figures before and after: accuracies, losses.
-        latency: measure the latency of the whole model and of each layer, masked against small, on the
-            example inputs; needs both modules alive.
+        latency: measure the latency of the whole model and of each layer, dense (masks taken out) against
+            small, on the example inputs; needs both modules alive. ``Timing``s are latencies of the whole
+            model that were measured already, in any runtime.
 
     Raises:
         FxcompressError: if ``subject`` has no report, ``path`` does not end in ``.html``, or matplotlib or
@@ -80,7 +81,7 @@ def page(found: PageData, json_name: str = "") -> str:
         "report.html.j2",
         data=found,
         json_name=json_name,
-        graph=None if found.graph is None else safe(draw(found.graph)),
+        graphs=list(_graphs(found.graph)),
         bars=list(_bars(found)),
         noise=_picture(charts.noise(found.sqnr), "noise", "Layers that rounding hurts most")
         if found.sqnr and found.sqnr.rows
@@ -89,6 +90,13 @@ def page(found: PageData, json_name: str = "") -> str:
         if found.sensitivity
         else None,
     )
+
+
+def _graphs(graph: Graph | None) -> Iterator[tuple[str, Markup]]:
+    """The graph before and after, as far as they are known."""
+    for side in ("before", "after"):
+        if graph is not None and getattr(graph, side) is not None:
+            yield side, safe(draw(graph, side))
 
 
 def _bars(found: PageData) -> Iterator[Markup]:

@@ -158,26 +158,15 @@ class Shrink:
             raise ValueError(f"{call.node}: the mask of restricted statistics must be a buffer")
         if not bool((self.block(value, self.axes(mask)) != 0).all()):
             return
-        plain: tuple[str | None, Aten] = call.node.meta["unrestricted"]
-        module, aten = plain
-        node = call.node
-        now: dict[str, Any] = dict(zip(positions(node.target), node.args, strict=True))
-        now["self"] = now["input"]
-        if module is None:
-            bound = {name: now.get(name, given) for name, given in aten.args.items()}
-            node.target, node.args, node.kwargs = aten.target, (), bound
+        literals = plain_statistics(call.node)
+        if call.node.op != "call_module":
             return
-        literals: dict[str, Any] = {
-            name: now[name] for name in ("normalized_shape", "num_groups") if name in now
-        }
-        node.op, node.target, node.args, node.kwargs = "call_module", module, (now["input"],), {}
-        node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
-        owner = self.module.get_submodule(module)
+        owner = self.module.get_submodule(str(call.node.target))
         if "normalized_shape" in literals:
             owner.normalized_shape = tuple(literals["normalized_shape"])  # type: ignore[assignment]
         elif "num_groups" in literals:
             owner.num_groups = literals["num_groups"]
-            owner.num_channels = self.count(self.axes(node)[1])  # type: ignore[assignment]
+            owner.num_channels = self.count(self.axes(call.node)[1])  # type: ignore[assignment]
 
     def size(self, before: fx.Node, given: Any, axis: Axis) -> Any:
         """A literal or computed size, scaled from the old size of ``axis`` to the kept one."""
@@ -264,3 +253,22 @@ class Shrink:
         else:
             aten: Aten = call.node.meta["aten"]
             call.node.meta["aten"] = Aten(aten.target, {**aten.args, "bias": Attribute("bias")})
+
+
+def plain_statistics(node: fx.Node) -> dict[str, Any]:
+    """Let a node of restricted statistics (``passes.insert_masks``) call the operator that it was.
+
+    Returns:
+        The sizes that the layer it called is an object of: ``normalized_shape`` or ``num_groups``.
+    """
+    module, aten = node.meta.pop("unrestricted")
+    now: dict[str, Any] = dict(zip(positions(node.target), node.args, strict=True))
+    now["self"] = now["input"]
+    if module is None:
+        bound = {name: now.get(name, given) for name, given in aten.args.items()}
+        node.target, node.args, node.kwargs = aten.target, (), bound
+        return {}
+    literals: dict[str, Any] = {name: now[name] for name in ("normalized_shape", "num_groups") if name in now}
+    node.op, node.target, node.args, node.kwargs = "call_module", module, (now["input"],), {}
+    node.meta["aten"] = Aten(aten.target, {**aten.args, **literals})
+    return literals

@@ -65,7 +65,7 @@ def test_the_files_hold_every_trial(found: SearchResult) -> None:
     assert len(lines) == 6
     assert "ValueError: the user's mistake" in "".join(lines)
     page = (folder / "report.html").read_text()
-    assert "the user&#x27;s mistake" in page
+    assert "the user&#39;s mistake" in page
     assert "<svg" in page
     assert "src=" not in page.replace("xlink:", "")
 

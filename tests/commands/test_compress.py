@@ -16,7 +16,7 @@ from fxcompress.cli import main
 from fxcompress.commands.compress import split
 from fxcompress.pruning import get_masks
 from tests.commands.executable import Done, error_line, facts, interrupted, message, project, run, usage
-from tests.commands.project.task import make
+from tests.commands.project.task import make, score
 
 TOML = """
 [[config]]
@@ -27,6 +27,7 @@ op_types = ["Conv2d"]
 quant_bits = 8
 quantizer = "ptq"
 """
+CURVES = "layer,0.0,0.5\nconv1,-1.5,-1.75\nhead,-1.5,\n"
 SMALL = 8 * 9 + 8 + 2 * 8 + 2 * (8 * 8 * 9 + 8) + 8 * 10 + 10
 """Parameters of ``task.Net(16)`` with half of its channels."""
 MACS = 64 * (8 * 9 + 2 * 8 * 8 * 9) + 8 * 10
@@ -36,7 +37,9 @@ MACS = 64 * (8 * 9 + 2 * 8 * 8 * 9) + 8 * 10
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     folder = project(tmp_path_factory.mktemp("compress"))
     (folder / "both.toml").write_text(TOML)
+    (folder / "curves.csv").write_text(CURVES)
     arguments = ["--config", "both.toml", "--data", "task:batches", "--train", "task:tune", "--rounds", "3"]
+    arguments += ["--evaluator", "task:score", "--sensitivity", "curves.csv"]
     done = run("compress", "task:make", "--input", "2x1x8x8", *arguments, "--json", cwd=folder)
     return folder, done
 
@@ -46,8 +49,9 @@ def test_one_json_object_on_stdout_and_the_steps_on_stderr(compressed: tuple[Pat
     found = facts(done)
     assert found == json.loads((folder / "compressed" / "report.json").read_text())
     steps = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert steps[3:5] == ["[4] train under masks: task:tune", "[5] speed up, verify in float64"]
-    assert len(steps) == 9
+    assert steps[2] == "[3] evaluate before: task:score"
+    assert steps[4:6] == ["[5] train under masks: task:tune", "[6] speed up, verify in float64"]
+    assert len(steps) == 11
     assert "training" in done.stderr.splitlines()  # what one's own code prints
 
 
@@ -141,6 +145,43 @@ def test_the_page_shows_what_rounding_costs(compressed: tuple[Path, Done]) -> No
     assert "conv1" in page
     assert data["sqnr"]
     assert data["onnx"]
+    assert data["missing"] == []
+
+
+def test_the_page_shows_the_curves_and_the_metric_of_the_command(compressed: tuple[Path, Done]) -> None:
+    folder, done = compressed
+    data = json.loads((folder / "compressed" / "page.json").read_text())
+    assert data["sensitivity"] == {"conv1": {"0.0": -1.5, "0.5": -1.75}, "head": {"0.0": -1.5}}
+    assert data["totals"][0]["name"] == "score"
+    assert facts(done)["metrics"] == {"score": [data["totals"][0]["before"], data["totals"][0]["after"]]}
+    final = fxcompress.load(folder / "compressed" / "small.pt2").eval()
+    assert data["totals"][0]["before"] == pytest.approx(score(make().eval()))
+    assert data["totals"][0]["after"] == pytest.approx(score(final))
+
+
+def test_latencies_of_the_page_are_those_of_the_report(compressed: tuple[Path, Done]) -> None:
+    data = json.loads((compressed[0] / "compressed" / "page.json").read_text())
+    timed = {t["name"]: (t["before"], t["after"]) for t in data["totals"] if t["unit"] == "s"}
+    latency = facts(compressed[1])["latency"]
+    assert timed == {
+        f"latency in {runtime}": tuple(latency[runtime][when]["median"] for when in ("before", "after"))
+        for runtime in ("PyTorch", "onnxruntime")
+    }
+    told = ["Latency in PyTorch", "Latency in onnxruntime", "Latency by layer"]
+    assert [sentence.partition(":")[0] for sentence in data["timing"]] == told
+    assert latency["onnxruntime"]["ratio_to_float32"] > 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_sensitivity_is_measured_where_there_is_no_file_yet() -> None:
+    arguments = ["--no-onnx", "--rounds", "0", "--evaluator", "task:score", "--sensitivity", "curves.csv"]
+    assert main(["compress", "task:make", "--config", "prune.json", *arguments]) == 0
+    data = json.loads(Path("compressed", "page.json").read_text())
+    assert set(data["sensitivity"]) == {"stem", "conv1", "conv2", "head"}
+    assert data["sensitivity"]["conv1"]["0.0"] == pytest.approx(score(make().eval()), rel=1e-5)
+    header, *rows = Path("curves.csv").read_text().splitlines()
+    assert header.split(",")[:2] == ["layer", "0.0"]
+    assert len(rows) == 4
 
 
 def test_without_the_extra_the_page_says_what_it_needs(
@@ -156,6 +197,8 @@ def test_without_the_extra_the_page_says_what_it_needs(
     [
         (["--config", "prune.json", "--train", "task:tune_badly"],
          "task:tune_badly raised ValueError: no such optimizer (task.py, line "),
+        (["--config", "prune.json", "--sensitivity", "curves.csv"],
+         "--sensitivity: there is no curves.csv; add --evaluator to measure it first"),
         (["--config", "prune.json", "--train", "task:tuned"],
          "task:tuned: task has no 'tuned'; did you mean 'tune'"),
         (["--config", "quantize.yaml", "--train", "task:tune"],

@@ -38,6 +38,10 @@ addEventListener("load", () => {
       width: root.clientWidth, scrolls: root.scrollWidth, body: page.body.scrollWidth,
       outside: outside.map(e => e.outerHTML.slice(0, 80)),
       pictures: [...page.querySelectorAll("svg")].map(e => e.getBoundingClientRect().width),
+      figures: [...page.querySelectorAll("figure")].map(e => {
+        const box = e.getBoundingClientRect();
+        return [box.left, box.top];
+      }),
       text: page.body.innerText,
       loaded: frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name),
       background: frame.contentWindow.getComputedStyle(page.body).backgroundColor,

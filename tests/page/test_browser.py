@@ -31,7 +31,7 @@ def test_the_page_is_as_wide_as_its_window(index: int, found: list[dict[str, Any
 
 def test_pictures_and_figures_are_seen_and_nothing_is_loaded(found: list[dict[str, Any]]) -> None:
     for seen in found:
-        assert len(seen["pictures"]) == 7
+        assert len(seen["pictures"]) == 8
         assert min(seen["pictures"]) > 150
         words = {line.strip() for line in seen["text"].replace("\t", "\n").splitlines()}
         assert {"Before and after", "1,444", "Masked, but not removed", "stem"} <= words
@@ -39,9 +39,17 @@ def test_pictures_and_figures_are_seen_and_nothing_is_loaded(found: list[dict[st
 
 
 def test_charts_stand_beside_each_other_where_there_is_room(found: list[dict[str, Any]]) -> None:
-    desktop, phone = (seen["pictures"][1] for seen in found)
+    desktop, phone = (seen["pictures"][2] for seen in found)
     assert phone == WIDTHS[1] - 2 * 12
     assert phone < desktop < WIDTHS[0] / 2
+
+
+def test_the_graphs_stand_beside_each_other_or_one_above_the_other(found: list[dict[str, Any]]) -> None:
+    desktop, phone = (seen["figures"] for seen in found)
+    assert desktop[0][0] < desktop[1][0]
+    assert desktop[0][1] == desktop[1][1]
+    assert phone[0][0] == phone[1][0]
+    assert phone[0][1] < phone[1][1]
 
 
 def test_long_names_do_not_widen_the_page() -> None:

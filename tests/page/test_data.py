@@ -13,10 +13,14 @@ from torch import fx, nn
 
 import fxcompress
 from fxcompress.errors import FxcompressError
+from fxcompress.graph.cost import Latency
+from fxcompress.graph.module import CompiledModule
 from fxcompress.page.collect import Extras, collect
-from fxcompress.page.data import Amounts, Layer, PageData, Total
+from fxcompress.page.data import Amounts, Layer, PageData, Timing, Total
+from fxcompress.passes.insert_masks import mask_names
 from fxcompress.report import Change, Kept, make_report
 from fxcompress.sqnr import LayerSqnr, SqnrReport
+from tests.helpers import ready
 from tests.page.example import RESULTS, example, pruned
 
 NOISE = SqnrReport((LayerSqnr("a", "conv2d", {"weight": math.inf}, 40.0, 38.5, -math.inf),), math.inf)
@@ -74,6 +78,55 @@ def test_every_second_of_the_graph_is_a_layers_or_an_operators() -> None:
     assert all(layer.latency and layer.latency.before > 0 < layer.latency.after for layer in data.layers)
     assert data.other_latency is not None
     assert data.other_latency.before > 0  # relu, add, mean
+
+
+def test_seconds_before_are_those_of_the_dense_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, small = pruned()
+    timed: list[CompiledModule] = []
+
+    def compare(
+        modules: dict[str, CompiledModule], *_: object, **__: object
+    ) -> dict[str, dict[str, Latency]]:
+        timed.extend(modules.values())
+        return {name: {"stem": Latency((1.0,))} for name in modules}
+
+    monkeypatch.setattr("fxcompress.page.collect.compare_layer_latency", compare)
+    data = collect(small, Extras())
+    dense, after = timed
+    assert mask_names(masked)
+    assert mask_names(dense) == []
+    assert after is small
+    of_model, by_layer = data.timing
+    assert "Before is the dense model: the module before the speedup, its masks taken out." in of_model
+    assert "(2×3×8×8), eval mode, 1 thread, the median of 20 calls" in of_model
+    assert "run operator by operator in PyTorch, the median of 10 passes" in by_layer
+
+
+def test_latencies_that_were_measured_are_taken_over() -> None:
+    timing = Timing("onnxruntime", Latency((3.0, 1.0, 2.0)), Latency((1.0,)), "on a Tuesday.")
+    data = collect(pruned().small, Extras(), latency=[timing])
+    assert data.totals[-1] == Total("latency in onnxruntime", 2.0, 1.0, "s")
+    assert data.timing[0] == "Latency in onnxruntime: on a Tuesday."
+
+
+def test_a_report_keeps_the_latency_it_has() -> None:
+    masked, small = pruned()
+    report = small.report.measure_latency(rounds=3)
+    data = collect(report, Extras(), latency=False)
+    assert data.totals[-1].before == report.latency[0].median
+    assert data.timing == ("Latency in PyTorch: the report's own, the median of 3 calls.",)
+    assert mask_names(masked)
+
+
+def test_without_masks_nothing_is_said_to_have_been_removed() -> None:
+    before, after = (fx.symbolic_trace(nn.Linear(3, 2)) for _ in range(2))
+    report = make_report(before, after, torch.randn(1, 3))
+    assert collect(report, Extras(), latency=False).kept is None
+    stayed = make_report(before, after, torch.randn(1, 3), [("a", "b")])
+    assert collect(stayed, Extras(), latency=False).kept == (Kept("a", "b"),)
+    net = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))).float()
+    masked = fxcompress.compile(net, [{"sparsity": 0.5, "op_names": ["0"]}], torch.randn(2, 3, 8, 8))
+    assert collect(fxcompress.speedup(masked), Extras(), latency=False).kept == ()
 
 
 def test_what_was_not_removed_keeps_its_reason() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,39 +29,78 @@ EDGES = {
 }
 
 
-def edges(graph: Graph) -> set[tuple[str, str]]:
-    return {(graph.nodes[a].name, graph.nodes[b].name) for a, b in graph.edges}
+def edges(graph: Graph, side: str = "before") -> set[tuple[str, str]]:
+    return {(graph.nodes[a].name, graph.nodes[b].name) for a, b in getattr(graph, side)}
+
+
+def compared(before: CompiledModule, after: CompiledModule, limit: int = 60) -> Graph:
+    """The graph of two modules, with the figures of their layers."""
+    report = make_report(before, after, before.example_inputs)
+    layers = collect(report, Extras(), latency=False).layers
+    graph = layer_graph(before, after, layers, limit=limit)
+    assert graph is not None
+    return graph
 
 
 def graph_of(model: nn.Module, x: Tensor, limit: int = 60) -> Graph:
     module = fxcompress.capture(ready(model).float(), x)
-    layers = collect(make_report(module, module, x), Extras(), latency=False).layers
-    return layer_graph(module, layers, limit=limit)
-
-
-def drawn(module: CompiledModule, small: CompiledModule) -> Graph:
-    return layer_graph(module, collect(small, Extras(), latency=False).layers)
+    return compared(module, module, limit)
 
 
 def test_a_masked_graph_has_layers_and_joins_and_no_masks() -> None:
     masked, small = pruned()
-    graph = drawn(masked, small)
-    assert edges(graph) == EDGES
+    graph = compared(masked, small)
+    assert edges(graph) == edges(graph, "after") == EDGES
     assert len(graph.nodes) == 7
     conv = next(node for node in graph.nodes if node.name == "block.conv1")
     assert conv == GraphNode("block.conv1", "layer", "Conv2d", 1, Change(8, 4), Change(584, 292))
 
 
-def test_the_graph_after_is_drawn_alike() -> None:
+def test_of_a_module_that_is_gone_nothing_is_drawn() -> None:
     masked, small = pruned()
-    assert drawn(small, small) == drawn(masked, small)
+    layers = collect(small, Extras(), latency=False).layers
+    graph = compared(masked, small)
+    assert layer_graph(None, small, layers) == replace(graph, before=None)
+    assert layer_graph(masked, None, layers) == replace(graph, after=None)
+    assert layer_graph(None, None, layers) is None
+
+
+class Branch(nn.Module):
+    """A stem and a head with a branch beside what leads from the one to the other, or without it."""
+
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        if branch:
+            self.side = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y: Tensor = self.head(x + self.side(F.relu(x)) if hasattr(self, "side") else x)
+        return y
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_layers_and_joins_that_only_one_module_has_know_it(old: bool) -> None:
+    x = torch.randn(2, 4)
+    before, after = (fxcompress.capture(ready(Branch(side)).float(), x) for side in (old, not old))
+    graph = compared(before, after)
+    chain = {("x", "stem"), ("stem", "head"), ("head", "output")}
+    around = {("x", "stem"), ("stem", "side"), ("stem", "add"), ("side", "add"), ("add", "head")}
+    both = {("head", "output")} | around, chain
+    assert (edges(graph), edges(graph, "after")) == (both if old else both[::-1])
+    own = Change(1, 0) if old else Change(0, 1)
+    counts = {node.name: node.count for node in graph.nodes}
+    shared = dict.fromkeys(("x", "stem", "head", "output"), Change(1, 1))
+    assert counts == {**shared, "side": own, "add": own}
+    assert all(a < b for a, b in graph.edges)
 
 
 def test_a_quantized_graph_has_no_fake_quantize_nodes() -> None:
     x = torch.randn(2, 3, 8, 8)
     module = fxcompress.compile(ready(Net()).float(), [{"quant_bits": 8, "quantizer": "ptq"}], x, data=[x])
-    layers = collect(make_report(module, module, x), Extras(), latency=False).layers
-    assert edges(layer_graph(module, layers)) == EDGES
+    assert edges(compared(module, module)) == EDGES
 
 
 class Sizes(nn.Module):
@@ -91,7 +133,7 @@ class Twice(nn.Module):
 def test_a_layer_that_is_called_twice_is_drawn_twice() -> None:
     graph = graph_of(Twice(), torch.randn(2, 4))
     assert [node.name for node in graph.nodes] == ["x", "layer", "layer", "output"]
-    assert graph.edges == ((0, 1), (1, 2), (2, 3))
+    assert graph.before == graph.after == ((0, 1), (1, 2), (2, 3))
 
 
 class Deep(nn.Module):
@@ -113,6 +155,7 @@ def test_many_layers_are_drawn_as_the_modules_that_hold_them() -> None:
     block = graph.nodes[2]
     assert (block.kind, block.type, block.layers) == ("block", "Block", 2)
     assert block.parameters == Change(2 * (4 * 4 * 9 + 4), 2 * (4 * 4 * 9 + 4))
+    assert block.count == Change(3, 3)  # two layers and the addition
 
 
 def test_a_flat_chain_is_drawn_in_runs_and_keeps_its_ends() -> None:

@@ -68,7 +68,7 @@ def sections(text: str) -> list[str]:
 def test_every_tag_is_closed_and_every_part_is_there() -> None:
     found = parsed(example().page)
     assert sections(example().page) == ["totals", "kept", "graph", "layers", "sensitivity", "noise", "onnx"]
-    assert found.tags.count("svg") == 1 + 4 + 1 + 1
+    assert found.tags.count("svg") == 2 + 4 + 1 + 1
     assert found.tags.count("script") == 0
     ids = [value for name, value in found.attributes if name == "id"]
     assert len(ids) == len(set(ids))

@@ -95,12 +95,19 @@ def test_the_curves_that_fall_lowest_are_colored_and_named() -> None:
 def test_the_graph_shows_widths_and_what_is_left_of_them() -> None:
     graph = example().data.graph
     assert graph is not None
-    root = ET.fromstring(draw(graph))
-    assert "Conv2d 8 → 4" in texts(draw(graph))
-    groups = {str(g.findtext("text")): g for g in root.iter("g")}
-    widths = {r.get("class"): float(r.get("width", "0")) for r in groups["block.conv1"].iter("rect")}
-    assert widths["after"] == pytest.approx(widths["before"] / 2)
-    assert len(list(root.iter("path"))) == len(graph.edges)
+    assert "Conv2d 8" in texts(draw(graph, "before"))
+    assert {"Conv2d 4 of 8", "Linear 4"} <= set(texts(draw(graph, "after")))
+    widths = {side: bars(draw(graph, side), "block.conv1") for side in ("before", "after")}
+    full = widths["before"].pop("before")
+    assert widths == {"before": {}, "after": {"before": full, "after": pytest.approx(full / 2)}}
+    assert len(list(ET.fromstring(draw(graph, "after")).iter("path"))) == len(graph.edges)
+
+
+def bars(picture: str, name: str) -> dict[str, float]:
+    """Widths of the bars in the box of a layer, by their class."""
+    groups = {str(g.findtext("text")): g for g in ET.fromstring(picture).iter("g")}
+    rectangles = [r for r in groups[name].iter("rect") if r.get("class")]
+    return {str(r.get("class")): float(r.get("width", "0")) for r in rectangles}
 
 
 def test_what_is_gone_is_said_and_a_block_tells_how_many_layers_it_has() -> None:
@@ -108,15 +115,40 @@ def test_what_is_gone_is_said_and_a_block_tells_how_many_layers_it_has() -> None
         GraphNode("a", "layer", "Linear", 1, Change(8, 0), Change(72, 0)),
         GraphNode("b", "block", "Bottleneck", 4, None, Change(20_000, 5_000)),
     )
-    root = ET.fromstring(draw(Graph(nodes, ((0, 1),))))
-    gone, block = root.iter("g")
+    graph = Graph(nodes, ((0, 1),), ((0, 1),))
+    gone, block = ET.fromstring(draw(graph, "after")).iter("g")
     assert gone.get("class") == "node layer gone"
     assert gone.findtext("title") == "a\nLinear removed"
-    assert block.findtext("title") == "b\n4 layers\nBottleneck 20 k → 5,000"
+    assert block.findtext("title") == "b\n4 layers\nBottleneck 5,000 of 20 k"
+    there, whole = ET.fromstring(draw(graph, "before")).iter("g")
+    assert there.get("class") == "node layer"
+    assert there.findtext("title") == "a\nLinear 8"
+    assert whole.findtext("title") == "b\n4 layers\nBottleneck 20 k"
+
+
+def test_both_pictures_have_what_they_share_in_the_same_places_and_the_rest_on_its_side() -> None:
+    gone, new = Change(1, 0), Change(0, 1)
+    nodes = (
+        GraphNode("x", "input"),
+        GraphNode("a", "layer", count=gone),
+        GraphNode("add", "join", count=gone),
+        GraphNode("cat", "join", count=new),
+        GraphNode("y", "output"),
+    )
+    graph = Graph(nodes, ((0, 1), (0, 2), (1, 2), (2, 4)), ((0, 3), (3, 4)))
+    before, after = (ET.fromstring(draw(graph, side)) for side in ("before", "after"))
+    names = [[g.findtext("text") for g in root.iter("g")] for root in (before, after)]
+    assert names == [["x", "a", "add", "y"], ["x", "a", "add", "cat", "y"]]
+    places = [{g.findtext("text"): g.get("transform") for g in root.iter("g")} for root in (before, after)]
+    assert places[0].items() <= places[1].items()
+    outlined = [g.findtext("text") for g in after.iter("g") if "gone" in str(g.get("class"))]
+    assert outlined == ["a", "add"]
+    kinds = [[p.get("class") for p in root.iter("path")] for root in (before, after)]
+    assert kinds == [["edge"] * 4, ["edge gone"] * 4 + ["edge"] * 2]
 
 
 def test_a_long_name_is_fitted_to_its_box() -> None:
     node = GraphNode("encoder.layers.0.attention", "layer", "Linear", 1, Change(8, 4), Change(72, 36))
-    name, detail = ET.fromstring(draw(Graph((node,), ()))).iter("text")
+    name, detail = ET.fromstring(draw(Graph((node,), (), ()), "after")).iter("text")
     assert (name.text, name.get("textLength")) == ("encoder…rs.0.attention", "148")
-    assert (detail.text, detail.get("textLength")) == ("Linear 8 → 4", None)
+    assert (detail.text, detail.get("textLength")) == ("Linear 4 of 8", None)
