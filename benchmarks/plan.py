@@ -123,7 +123,7 @@ LONG_RUNS = (
     LongRun("fuzz", "fuzz", "20,000 random networks", "python benchmarks/fuzz.py --count 20000 --out …", 80),
     LongRun("int8", "int8", "20 rounds", "python benchmarks/int8.py --json …", 18),
     LongRun("compaction", "compaction", "15 rounds", "python benchmarks/compaction.py --json …", 10),
-    LongRun("criteria", "criteria", "5 seeds", "python benchmarks/criteria.py --json …", 10),
-    LongRun("low_bits", "low_bits", "10 seeds", "python benchmarks/low_bits.py --seeds 10 --json …", 10),
+    LongRun("criteria", "criteria", "5 seeds", "python benchmarks/criteria.py --json …", 11),
+    LongRun("low_bits", "low_bits", "10 seeds", "python benchmarks/low_bits.py --seeds 10 --json …", 6),
     LongRun("auto", "auto", "4 seeds", "python benchmarks/auto.py --trials 20 --json …", 7),
 )  # fmt: skip
