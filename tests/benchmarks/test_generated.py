@@ -211,3 +211,8 @@ def test_torch_pruning_stands_beside_us_where_its_records_are() -> None:
     found = list(peers.memory_rows({"compress": {"tv/a": ratios, "tv/b": failed}}))
     cells = "4.0× the model", "Torch-Pruning 3.0× the model"
     assert found == [peers.Row("peak memory of pruning a", *cells, (0.75,))]
+
+
+def test_the_long_fuzz_run_broke_no_law_and_reached_every_rule() -> None:
+    record = read_json(LONG / "fuzz.json")
+    assert (record["failures"], record["ruled_operators_never_seen"]) == ([], [])
