@@ -83,7 +83,7 @@ def _section(benchmark: Benchmark, record: dict[str, Any], run: dict[str, Any]) 
     facts += [f"sample: {benchmark.sample}"] if benchmark.sample and "run" in record else []
     yield f"*{'; '.join(facts)}.*\n"
     if not is_of_run(record, run):
-        yield "**Of an earlier run than the other tables.**\n"
+        yield "**Not of the last run.**\n"
     yield f"{module.markdown(record)}\n"
     if benchmark.name in PICTURES:
         file, label = PICTURES[benchmark.name]

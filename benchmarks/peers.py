@@ -22,7 +22,7 @@ from benchmarks.results_file import read_json
 from benchmarks.runner import RUN
 from benchmarks.tables import markdown_table
 
-NOTES = {" †": "of an earlier run than the other rows", " ‡": "of a long run, made apart"}
+NOTES = {" †": "not of the last run", " ‡": "of a long run, made apart"}
 """Marks behind rows whose record is not of the last run."""
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results_file import GOAL_MISSED, LONG, machine_facts, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, LONG, ROOT, machine_facts, read_json, write_json
 from benchmarks.subject import load_zoo
 from benchmarks.tables import markdown_table, pairs_table
 from benchmarks.zoo_case import EXACT32, Row, Settings
@@ -58,7 +58,6 @@ CLASSIFICATION_CONVNETS = (
 GOAL = 0.4
 SHOWN = 80
 """Models of a table on the page, at most."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

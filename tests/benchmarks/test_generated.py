@@ -130,11 +130,11 @@ def test_the_page_says_when_and_what_is_not_of_this_run(tmp_path: Path) -> None:
     assert "| minilm | skipped: needs x (pip install x) | 0.0 |  |" in made
     sections = dict(re.findall(r"^## ([\w ]+)\n(.*?)(?=^## |\Z)", made, re.MULTILINE | re.DOTALL))
     assert list(sections) == ["The run", "latency", "qat_step", "Long runs"]
-    assert "Of an earlier run" not in sections["latency"]
+    assert "Not of the last run" not in sections["latency"]
     spread = "20.0 (10.0-30.0)"
     assert f"| forward | {spread} | {spread} | 1.250 | <= 1.05 | MISSED |" in sections["latency"]
     assert "What masks cost in training" in sections["latency"]
-    assert "Of an earlier run" in sections["qat_step"]
+    assert "Not of the last run" in sections["qat_step"]
 
 
 def test_where_another_tool_is_better_the_table_says_so(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_where_another_tool_is_better_the_table_says_so(tmp_path: Path) -> None:
     assert "| training step of ResNet-50 under masks | 20 ms | without masks 20 ms | 0.80 |" in made
     step = "quantization-aware training step, digits †"
     assert f"| {step} | 1.50× a float step | torchao 1.20× | 0.80 |" in made
-    assert made.endswith("† of an earlier run than the other rows; ‡ of a long run, made apart")
+    assert made.endswith("† not of the last run; ‡ of a long run, made apart")
 
 
 def test_int8_stands_beside_the_better_of_the_two_quantizers() -> None:
