@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.results_file import RESULTS, machine_facts, read_json, write_json
+from benchmarks.tables import markdown_table
 from fxcompress.auto.digits import digits, epoch
 from fxcompress.auto.digits import model as trained
 from fxcompress.auto.driver import Driver
@@ -112,6 +113,11 @@ def table_of(runs: dict[str, dict[str, list[float]]]) -> Table:
             cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
         table.add_row(sampler, *cells)
     return table
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The table."""
+    return markdown_table(table_of(record["runs"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

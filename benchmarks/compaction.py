@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmarks`, when run as a script
 
@@ -32,6 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.results_file import RESULTS, machine_facts, write_json
+from benchmarks.tables import markdown_table, pairs_table
 from fxcompress import ops
 from fxcompress.graph.cost import compare_latency
 from fxcompress.passes.compact import Costs
@@ -193,6 +195,12 @@ def table_of(cases: Sequence[Case], costs: Costs) -> Table:
             layer, str(batch), side, *(f"{c.ratio:.2f}{'*' if c.pays(costs) else ' '}" for c in group)
         )
     return table
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The costs found and how good the choices made by them are; the ratios are in the record."""
+    a, b, c = (record["costs"][key] for key in ("per_element", "per_call", "share"))
+    return f"a = {a:g}, b = {b:g}, c = {c:g}\n\n{markdown_table(pairs_table(record['summary']))}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import fxcompress
 from benchmarks.results_file import RESULTS, machine_facts, write_json
 from benchmarks.subject import config_for, load_zoo
+from benchmarks.tables import markdown_table
 
 MODELS = tuple(f"tv/resnet{depth}" for depth in (18, 34, 50, 101, 152)) + ("tv/densenet121", "tv/densenet201")
 LENGTHS = (10, 50, 100, 200, 400, 800)
@@ -61,6 +62,11 @@ class Timing:
     def per_node(self) -> float:
         """Milliseconds of speedup per graph node."""
         return 1e3 * self.speedup / self.nodes
+
+    @property
+    def ratio(self) -> float | None:
+        """Torch-Pruning's seconds over those of ``speedup``."""
+        return None if self.torch_pruning is None else self.torch_pruning / self.speedup
 
 
 def conv_chain(length: int, width: int) -> nn.Module:
@@ -153,7 +159,7 @@ def summary_of(timings: Sequence[Timing]) -> dict[str, Any]:
     Growth is the exponent that fits seconds best between the shortest and the longest chain of one width
     (1 is linear), and between the narrowest and the widest one of one length.
     """
-    ratios = {t.model: round(t.torch_pruning / t.speedup, 2) for t in timings if t.torch_pruning is not None}
+    ratios = {t.model: round(t.ratio, 2) for t in timings if t.ratio is not None}
     named = {t.model: t for t in timings}
     long = [named[n] for n in (chain_name(length, 64) for length in LENGTHS) if n in named]
     wide = [named[n] for n in (chain_name(10, width) for width in WIDTHS) if n in named]
@@ -176,15 +182,31 @@ def growth(timings: Sequence[Timing], size: Callable[[Timing], int]) -> float | 
 def table_of(timings: Sequence[Timing]) -> Table:
     """One line per model, in seconds."""
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "nodes", "capture", "compile", "speedup", "full", "ms per node", "Torch-Pruning"):
+    phases = ("capture", "compile", "speedup", "full", "ms per node")
+    for column in ("model", "nodes", *phases, "Torch-Pruning", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for item in timings:
-        phases = [
-            f"{value:.2f}" for value in (item.capture, item.compile, item.speedup, item.full, item.per_node)
-        ]
-        other = "" if item.torch_pruning is None else f"{item.torch_pruning:.2f}"
-        table.add_row(item.model, str(item.nodes), *phases, other)
+        own = (item.capture, item.compile, item.speedup, item.full, item.per_node)
+        cells = ["" if value is None else f"{value:.2f}" for value in (*own, item.torch_pruning, item.ratio)]
+        table.add_row(item.model, str(item.nodes), *cells)
     return table
+
+
+def timings_of(record: dict[str, Any]) -> list[Timing]:
+    """The rows of a record."""
+    known = [field.name for field in fields(Timing)]
+    return [Timing(**{name: row[name] for name in known}) for row in record["rows"]]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Seconds by model, and how they grow; ratio: Torch-Pruning's seconds over those of ``speedup``."""
+    facts = record["summary"]
+    grown = {"nodes": facts["growth in nodes"], "parameters": facts["growth in parameters"]}
+    text = ", ".join(f"{what}^{value:.2f}" for what, value in grown.items() if value is not None)
+    return (
+        "*ratio*: Torch-Pruning's seconds over those of speedup; empty where it is absent or fails.\n\n"
+        f"{markdown_table(table_of(timings_of(record)))}\n\nSeconds of speedup grow like {text}."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 import fxcompress
 from benchmarks.results_file import RESULTS, machine_facts, read_json, write_json
+from benchmarks.tables import markdown_table
 from fxcompress.budget import fit_budget
 from fxcompress.demo import load_digits
 from fxcompress.graph.cost import count_macs
@@ -286,6 +287,11 @@ def table_of(task: str, summary: dict[str, dict[str, Any]]) -> Table:
         numbers = [f"{row[key]:.3f}" if key in row else "" for key in ("mean", "spread", "macs")]
         table.add_row(name, *numbers, str(row["seeds"]), str(row["failed"] or ""))
     return table
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A table per task."""
+    return "\n\n".join(markdown_table(table_of(name, rows)) for name, rows in record["summary"].items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Run the laws of tests/laws.py over many random networks.
 
-    python benchmarks/fuzz.py --count 2000 --seed 0 --out benchmarks/results/fuzz.json --failures failures
+    python benchmarks/fuzz.py --count 2000 --seed 0 --out fuzz.json --failures failures
 
 A long run may be made in parts: the record is written every few minutes, and ``--resume`` examines the
 networks that failed once more, then goes on behind the last one until there are ``--count`` of them (each
@@ -8,41 +8,38 @@ part says at which commit it ran, and which failures of earlier parts it examine
 
 Network number i is a function of seed + i alone. Each runs in a worker process, so that a crash or a hang is
 one failure and not the end. Every failure is reduced and written as a Python file that runs by itself.
-Prints what the networks were made of and which operators with a rule never occurred; exits with 1 if any law
-failed.
+Prints what the networks were made of and which operators with a rule never occurred; exits with
+``GOAL_MISSED`` if any law failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import gc
 import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `tests`, when run as a script
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from benchmarks.results_file import read_json, write_json
+from benchmarks.fuzz_record import Outcome, merged, show, summary_of, without_failures
+from benchmarks.fuzz_record import markdown as markdown
+from benchmarks.results_file import GOAL_MISSED, read_json, write_json
 from fxcompress.graph.calls import Call, call_of
 from fxcompress.rules.registry import rule_for, ruled_operators
 from tests.comparing import run
-from tests.generator import KINDS, random_case, render
+from tests.generator import random_case, render
 from tests.generator.pruning import KNOBS, random_pruning
 from tests.generator.reduction import Case, reduce
 from tests.generator.script import script
@@ -51,26 +48,6 @@ from tests.laws import LawFailure, Subject, Unsuited, check
 
 CRASHED = "no answer"
 SAVE_EVERY = 120.0  # seconds
-NO_OPERATORS = frozenset((
-    "getitem", "pointwise",  # Python's own, and the rule of all that have none
-    "transformers::grouped_mm_fallback",  # another library defines it
-    "fxcompress.fake_quantize",  # networks are pruned only
-))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of network `seed`: `verdict` is passed, unsuited, failed or generator error."""
-
-    seed: int
-    verdict: str
-    law: str = ""
-    summary: str = ""
-    file: str = ""
-    kinds: tuple[str, ...] = ()
-    seconds: float = 0.0
-    operators: frozenset[str] = frozenset()
-    frozen: frozenset[str] = frozenset()  # those of `operators` that no rule serves
 
 
 def examine(seed: int, reduction_seconds: float) -> Outcome:
@@ -235,107 +212,6 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def summary_of(found: Sequence[Outcome], seconds: float, again: Sequence[int] = ()) -> dict[str, Any]:
-    """The record written to --out: counts, coverage by family and kind, and each failure's one line.
-
-    ``again``: seeds among them that failed in an earlier part.
-    """
-    applied = collections.Counter(kind for outcome in found for kind in outcome.kinds)
-    operators = collections.Counter(name for outcome in found for name in outcome.operators)
-    frozen = frozenset[str]().union(*(outcome.frozen for outcome in found))
-    families: collections.Counter[str] = collections.Counter()
-    for outcome in found:
-        families.update({KINDS[kind].family for kind in outcome.kinds})
-    return {
-        "networks": len(found),
-        "verdicts": dict(collections.Counter(outcome.verdict for outcome in found)),
-        "laws_failed": dict(collections.Counter(o.law for o in found if o.verdict == "failed")),
-        "seconds": round(seconds, 1),
-        "parts": [
-            {
-                "first": min((o.seed for o in found), default=0),
-                "last": max((o.seed for o in found), default=-1),
-                "networks": len(found),
-                "again": list(again),
-                "commit": commit(),
-                "seconds": round(seconds, 1),
-            }
-        ],
-        "steps_per_network": round(applied.total() / max(len(found), 1), 2),
-        "networks_with_family": dict(families.most_common()),
-        "steps_of_kind": {kind: applied[kind] for kind in KINDS},
-        "networks_with_operator": dict(operators.most_common()),
-        "operators_without_rule": sorted(frozen),
-        "ruled_operators_never_seen": sorted(set(ruled_operators()) - set(operators) - NO_OPERATORS),
-        "failures": [
-            {
-                key: value
-                for key, value in asdict(o).items()
-                if key in ("seed", "verdict", "law", "summary", "seconds")
-            }
-            for o in found
-            if o.verdict in ("failed", "generator error")
-        ],
-    }
-
-
-def without_failures(record: dict[str, Any]) -> dict[str, Any]:
-    """The record before its failed networks were examined; what they are made of stays counted."""
-    failures = record["failures"]
-    verdicts = collections.Counter(record["verdicts"])
-    verdicts.subtract(failure["verdict"] for failure in failures)
-    less = {"networks": record["networks"] - len(failures), "failures": [], "laws_failed": {}}
-    return {**record, **less, "verdicts": dict(+verdicts)}
-
-
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The record of two parts of one run: counts add up."""
-    if not old:
-        return new
-    total = old["networks"] + new["networks"]
-    record = dict(new)
-    for key in ("networks", "seconds"):
-        record[key] = round(old[key] + new[key], 1)
-    for key in ("parts", "failures"):
-        record[key] = old[key] + new[key]
-    for key in ("verdicts", "laws_failed", "networks_with_family", "steps_of_kind", "networks_with_operator"):
-        counts = collections.Counter(old[key]) + collections.Counter(new[key])
-        record[key] = dict(counts.most_common())
-    steps = [part["steps_per_network"] * part["networks"] for part in (old, new)]
-    record["steps_per_network"] = round(sum(steps) / max(total, 1), 2)
-    record["operators_without_rule"] = sorted(
-        {*old["operators_without_rule"], *new["operators_without_rule"]}
-    )
-    seen = set(record["networks_with_operator"])
-    record["ruled_operators_never_seen"] = sorted(set(ruled_operators()) - seen - NO_OPERATORS)
-    return record
-
-
-def commit() -> str:
-    """The commit that runs, empty where that is not known."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def show(console: Console, found: Sequence[Outcome], record: dict[str, Any]) -> None:
-    """Print coverage and failures."""
-    table = Table("family", "networks", "steps by kind", title="What the networks were made of")
-    steps, networks = record["steps_of_kind"], record["networks_with_family"]
-    for family, count in networks.items():
-        kinds = [f"{name} {steps.get(name, 0)}" for name, kind in KINDS.items() if kind.family == family]
-        table.add_row(family, str(count), ", ".join(kinds))
-    console.print(table)
-    counts, never = record["networks_with_operator"], record["ruled_operators_never_seen"]
-    console.print("Networks with operator:", ", ".join(f"{name} {count}" for name, count in counts.items()))
-    console.print("Operators without a rule:", record["operators_without_rule"])
-    console.print(f"Operators with a rule that never occurred ({len(never)}):", ", ".join(never))
-    for outcome in sorted(found, key=lambda o: (o.law, o.summary)):
-        if outcome.verdict in ("failed", "generator error"):
-            first_line = outcome.summary.strip().splitlines()[0][:200]
-            console.print(f"{outcome.verdict} {outcome.seed}: {first_line}", markup=False)
-    console.print(f"{record['networks']} networks in {record['seconds']} s: {record['verdicts']}")
-
-
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -357,7 +233,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run; 1 where a law failed or the generator did, else 0."""
+    """Run; ``GOAL_MISSED`` where a law failed or the generator did, else 0."""
     options = parse_options()
     console, found, started = Console(), list[Outcome](), time.monotonic()
     old = read_json(options.out) if options.resume and options.out else {}
@@ -390,7 +266,8 @@ def main() -> int:
     if options.out:
         write_json(options.out, record)
     show(console, found, record)
-    return int(any(verdict in ("failed", "generator error") for verdict in record["verdicts"]))
+    failed = any(verdict in ("failed", "generator error") for verdict in record["verdicts"])
+    return GOAL_MISSED if failed else 0
 
 
 if __name__ == "__main__":

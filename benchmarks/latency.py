@@ -28,8 +28,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxcompress
-from benchmarks.results_file import RESULTS, machine_facts, write_json
+from benchmarks.results_file import GOAL_MISSED, RESULTS, machine_facts, write_json
 from benchmarks.subject import load_zoo, randomize, relative_error
+from benchmarks.tables import markdown_table
 from fxcompress.graph.cost import Latency, compare_latency
 
 CONFIG = [{"op_types": ["Conv2d"], "sparsity": 0.5}]
@@ -152,23 +153,27 @@ def measure(model: nn.Module, pixels: int, batch: int, rounds: int) -> tuple[lis
     return [forward, compare("step", steps, 1.15, max(5, rounds // 2)), gain], error
 
 
-def table_of(comparisons: Sequence[Comparison]) -> Table:
+def table_of(comparisons: dict[str, dict[str, Any]]) -> Table:
     """Medians with quartiles in milliseconds, and the ratio."""
     table = Table(box=None, pad_edge=False)
     for column in ("comparison", "candidate ms", "reference ms", "ratio", "goal", ""):
         table.add_column(column, justify="left" if column in ("comparison", "") else "right")
-    for item in comparisons:
-        goal = "" if item.goal is None else f"<= {item.goal}"
-        verdict = "" if item.goal is None else "met" if item.met else "MISSED"
-        table.add_row(
-            item.name, _spread(item.candidate), _spread(item.reference), f"{item.ratio:.3f}", goal, verdict
-        )
+    for name, row in comparisons.items():
+        goal = "" if row["goal"] is None else f"<= {row['goal']}"
+        verdict = "" if row["goal"] is None else "met" if row["met"] else "MISSED"
+        spreads = (_spread(row[which]) for which in ("candidate", "reference"))
+        table.add_row(name, *spreads, f"{row['ratio']:.3f}", goal, verdict)
     return table
 
 
-def _spread(latency: Latency) -> str:
-    lower, upper = latency.quartiles
-    return f"{1e3 * latency.median:.1f} ({1e3 * lower:.1f}-{1e3 * upper:.1f})"
+def _spread(seconds: dict[str, float]) -> str:
+    median, lower, upper = (1e3 * seconds[key] for key in ("median", "lower", "upper"))
+    return f"{median:.1f} ({lower:.1f}-{upper:.1f})"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """What was compared, and the table."""
+    return f"{record['model']}\n\n{markdown_table(table_of(record['comparisons']))}"
 
 
 def record_of(item: Comparison) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def record_of(item: Comparison) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, record; returns 1 if a goal was missed."""
+    """Measure, print, record; returns ``GOAL_MISSED`` if one was."""
     parser = argparse.ArgumentParser(prog="latency.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"), help="folder with zoo.py")
     parser.add_argument("--rounds", type=int, default=20)
@@ -189,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     comparisons, error = measure(resnet50(options.zoo), options.pixels, options.batch, options.rounds)
-    Console(width=110, highlight=False).print(table_of(comparisons))
+    rows = {item.name: record_of(item) for item in comparisons}
+    Console(width=110, highlight=False).print(table_of(rows))
     write_json(
         options.json,
         {
@@ -197,10 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": machine_facts(),
             "model": f"resnet50, {options.pixels} px, training batch {options.batch}",
             "error of the directly built model": error,
-            "comparisons": {item.name: record_of(item) for item in comparisons},
+            "comparisons": rows,
         },
     )
-    return 0 if all(item.met for item in comparisons) else 1
+    return 0 if all(item.met for item in comparisons) else GOAL_MISSED
 
 
 if __name__ == "__main__":

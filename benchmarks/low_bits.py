@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.results_file import RESULTS, machine_facts, read_json, write_json
+from benchmarks.tables import markdown_table
 from fxcompress.demo import Digits, load_digits
 from fxcompress.quantization import QUANTIZERS
 
@@ -168,7 +169,9 @@ def _points(loss: float) -> str:
 
 def table_of(summary: dict[str, dict[str, float]]) -> Table:
     """One line per method."""
-    table = Table("method", "accuracy", "spread", "points lost", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "accuracy", "spread", "points lost"):
+        table.add_column(column, justify="left" if column == "method" else "right")
     for name, row in summary.items():
         table.add_row(name, f"{row['mean']:.1%}", f"{row['spread']:.1%}", _points(row["loss"]))
     return table
@@ -180,6 +183,11 @@ def documented(summary: dict[str, dict[str, float]]) -> list[str]:
         f"| {name} | {row['mean']:.1%} ± {100 * row['spread']:.1f} | {_points(row['loss'])} |"
         for name, row in summary.items()
     ]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The table."""
+    return markdown_table(table_of(record["summary"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

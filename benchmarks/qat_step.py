@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 import fxcompress
 from benchmarks.latency import training_step
-from benchmarks.results_file import RESULTS, machine_facts, write_json
+from benchmarks.results_file import GOAL_MISSED, RESULTS, machine_facts, write_json
 from benchmarks.subject import load_zoo, randomize
+from benchmarks.tables import markdown_table
 from fxcompress.demo import DigitNet
 from fxcompress.graph.cost import Latency, compare_latency
 
@@ -124,8 +125,13 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """The table: steps over the float step."""
+    return markdown_table(table_of(record["subjects"]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, record; returns 1 if a goal was missed."""
+    """Measure, print, record; returns ``GOAL_MISSED`` if one was."""
     parser = argparse.ArgumentParser(prog="qat_step.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"), help="folder with zoo.py")
     parser.add_argument("--rounds", type=int, default=15)
@@ -139,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows[name] = record_of(*measure(model, images, rounds), GOALS[name])
     Console(width=110, highlight=False).print(table_of(rows))
     write_json(options.json, {"benchmark": "qat_step", "machine": machine_facts(), "subjects": rows})
-    return 0 if all(row["met"] for row in rows.values()) else 1
+    return 0 if all(row["met"] for row in rows.values()) else GOAL_MISSED
 
 
 if __name__ == "__main__":

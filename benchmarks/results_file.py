@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+"""Records of one run of everything (``python -m benchmarks``)."""
+LONG = RESULTS / "long"
+"""Records of longer runs, each made by itself."""
+GOAL_MISSED = 3
+"""Exit status of a benchmark whose record is complete and misses a goal (1 is a crash, 2 a wrong option)."""
 
 
 def machine_facts() -> dict[str, Any]:
@@ -24,6 +31,26 @@ def machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """The commit that runs, shortened; empty where that is not known."""
+    return _git("rev-parse", "--short", "HEAD")
+
+
+def is_clean() -> bool:
+    """Whether the working tree is that commit, records and pages aside."""
+    generated = (":!benchmarks/results", ":!docs", ":!README.md")
+    return bool(commit()) and not _git("status", "--porcelain", "--", ".", *generated)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Coverage of public models: captured, exact, how much smaller, at what cost, and what stands in the way.
 
     python benchmarks/zoo.py --classification-convnets
-    python benchmarks/zoo.py --sets timm hf --only '*vit*' --json benchmarks/results/vit.json
+    python benchmarks/zoo.py --sets timm hf --only '*vit*' --json vit.json
 
 Every model gets 50 % structured L1 on Conv and Linear except its output layers, with randomized statistics,
 biases and layer scales, in a process of its own. *Exact* means a relative error of at most 1e-9 in float64,
@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results_file import RESULTS, machine_facts, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, LONG, ROOT, machine_facts, read_json, write_json
 from benchmarks.subject import load_zoo
+from benchmarks.tables import markdown_table, pairs_table
 from benchmarks.zoo_case import EXACT32, Row, Settings
 
 CLASSIFICATION_CONVNETS = (
@@ -55,11 +56,12 @@ CLASSIFICATION_CONVNETS = (
 """The torchvision families whose every member must be captured, exact and lose ``GOAL`` of its parameters."""
 
 GOAL = 0.4
-ROOT = Path(__file__).resolve().parent.parent
+SHOWN = 80
+"""Models of a table on the page, at most."""
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; ``--json`` defaults to a file per kind of run under ``benchmarks/results``."""
+    """Parse the command line; ``--json`` defaults to a file per kind of run under ``results/long``."""
     parser = argparse.ArgumentParser(prog="zoo.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"), help="folder with zoo.py")
     parser.add_argument("--sets", nargs="+", default=["tv", "timm", "hf"], choices=["tv", "timm", "hf"])
@@ -78,7 +80,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--json", type=Path, default=None, help="result file (default: benchmarks/results/zoo*.json)"
+        "--json", type=Path, default=None, help="result file (default: benchmarks/results/long/zoo*.json)"
     )
     parser.add_argument("--time-limit", type=float, default=900.0, metavar="S", help="seconds per model")
     parser.add_argument(
@@ -93,7 +95,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {options.jobs}")
     if options.json is None:
-        options.json = RESULTS / ("zoo-per-layer.json" if options.per_layer else "zoo.json")
+        options.json = LONG / ("zoo-per-layer.json" if options.per_layer else "zoo.json")
     return options
 
 
@@ -230,6 +232,14 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"-{value:.1%}"
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """Counts and worst cases, then the models: all of a few, of many those that are not exact."""
+    rows = [row_from(row) for row in record["rows"]]
+    shown = [row for row in rows if len(rows) <= SHOWN or not row.exact]
+    tables = [pairs_table(summarize(rows)), *([table_of(shown)] if shown else [])]
+    return "\n\n".join(map(markdown_table, tables))
+
+
 class Record:
     """The rows of one result file, written after every model."""
 
@@ -255,7 +265,7 @@ class Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the selected models and print the table; returns 1 if any is not captured and exact."""
+    """Run the selected models, print the table; returns ``GOAL_MISSED`` if any is not captured and exact."""
     options = parse_options(arguments)
     settings = Settings(options.sparsity, options.per_layer, options.train, options.seed)
     patterns = [*options.only, *(CLASSIFICATION_CONVNETS if options.classification_convnets else ())]
@@ -278,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table_of(rows))
     for key, value in summarize(rows).items():
         console.print(f"{key}: {value}", markup=False)
-    return 0 if all(row.exact for row in rows) else 1
+    return 0 if all(row.exact for row in rows) else GOAL_MISSED
 
 
 if __name__ == "__main__":

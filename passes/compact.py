@@ -47,7 +47,7 @@ class Costs:
 
 
 COSTS = Costs(per_element=30.0, per_call=10_000.0, share=0.15)
-"""From ``benchmarks/compaction.py`` (``results/compaction.json``)."""
+"""From ``benchmarks/compaction.py`` (``results/long/compaction.json``)."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import re
 import shlex
@@ -27,10 +26,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import int8
+from benchmarks.generated import with_blocks
+from benchmarks.results_file import RESULTS, read_json
 from docs.site_pages import on_page_markdown
 from fxcompress.cli import main
-from fxcompress.demo_result import DemoResult, Measured
 from tests.optional import HOW_TO_GET, imported, missing, require
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +37,7 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "console", "text", "bash", "toml"}
 SETUP = ("pip install '.[demo]' && fxcompress demo", "pip install -e '.[dev]' && make check")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_TABLES = re.compile(r"<!-- benchmarks: .*?<!-- /benchmarks -->", re.DOTALL)
 _FILE = re.compile(r"# ([\w.]+\.\w+)\n")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -170,34 +170,22 @@ def test_the_setup_commands_of_the_readme_are_those_ci_runs() -> None:
 
 
 def test_the_figures_of_the_readme_are_the_recorded_ones() -> None:
+    """The tables; of the demo also the sentence below its table."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    record: dict[str, Any] = json.loads(
-        (ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8")
-    )
-    del record["benchmark"]
-    before, after = Measured(**record.pop("before")), Measured(**record.pop("after"))
-    columns = DemoResult(before, after, **record).table().columns
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        name, *amounts = (str(cell) for cell in cells)
-        if ", ms per " in name:  # seconds are those of one machine: the README gives the ratio
-            name, amounts = name.replace(", ms per ", ", "), ["", "", amounts[-1]]
-        assert "| " + " | ".join([name, *amounts]).replace("|  |  |", "| | |") + " |" in readme
+    assert with_blocks(readme, RESULTS) == readme, "python -m benchmarks --readme"
+    assert re.findall(r"<!-- benchmarks: (\w+) -->", readme) == ["demo", "peers"]
+    options = read_json(RESULTS / "demo.json")["options"]
+    words, epochs = " ".join(readme.split()), options["epochs"]
+    assert f"seed {options['seed']}, 450 test images; the dense model trained for {epochs} epochs" in words
+    assert f"the small one for {epochs // 2} more under masks" in words
 
 
-def test_the_integer_figures_of_the_readme_are_the_recorded_ones() -> None:
+def test_no_figure_of_a_record_stands_in_the_prose_of_the_readme() -> None:
+    """A ratio, a share or a duration belongs into a table that is generated."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = ROOT / "benchmarks" / "results"
-    record = json.loads((results / "int8.json").read_text(encoding="utf-8"))
-    assert "\n".join(int8.markdown(record["rows"])) in readme
-    words = " ".join(readme.split())
-    minilm = json.loads((results / "minilm.json").read_text(encoding="utf-8"))["files"]["static, SmoothQuant"]
-    speedup = " and ".join(f"{minilm['speedup'][f'batch {batch}']:.2f}" for batch in (1, 8))
-    assert f"{speedup} times as fast as in float32, at a mean cosine of {minilm['cosine_mean']:.4f}" in words
-    steps = json.loads((results / "qat_step.json").read_text(encoding="utf-8"))["subjects"]
-    ours = {name: row["ratios"]["fxcompress"] for name, row in steps.items()}
-    theirs = steps["digits"]["ratios"]["torchao"]
-    assert f"{ours['resnet18']:.2f} of a float step on ResNet-18" in words
-    assert f"{ours['digits']:.2f} on the digits net (torchao: {theirs:.2f};" in words
+    opening = _TABLES.sub("", readme.partition("```python")[0])
+    figures = re.findall(r"\d+\.\d+(?!e)\b|\d+ ?[%×]|\d+ (?:ms|s|dB|of)\b", opening)
+    assert figures == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -258,30 +246,3 @@ def test_a_block_that_prints_something_else_is_noticed() -> None:
     (block, _) = blocks("```python\nprint(1)\n```\n\n```text\n2\n```\n")
     with pytest.raises(AssertionError, match=r"here.md:2"):
         run_python(block, {}, Path("here.md"))
-
-
-def test_the_zoo_and_latency_figures_of_the_readme_are_the_recorded_ones() -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    results = ROOT / "benchmarks" / "results"
-    rows = json.loads((results / "zoo-convnets.json").read_text(encoding="utf-8"))["rows"]
-    latency = json.loads((results / "latency.json").read_text(encoding="utf-8"))["comparisons"]
-    removed = [1 - row["parameters"][1] / row["parameters"][0] for row in rows]
-    exact, worst = sum(row["exact"] for row in rows), max(row["error64"] for row in rows)
-    assert f"of {len(rows)} torchvision classification convnets {exact} are captured and exact" in readme
-    assert f"worst relative difference {worst:.0e} in float64" in readme
-    assert f"loses {min(removed):.0%} to {max(removed):.0%} of its parameters" in readme
-    public = json.loads((results / "zoo.json").read_text(encoding="utf-8"))["rows"]
-    share = [1 - row["parameters"][1] / row["parameters"][0] for row in public if row["exact"]]
-    exact, trained = len(share), sum(row["trains"] is True for row in public)
-    assert f"Of {len(public)} public models (torchvision, timm, Hugging Face) {exact} are exact" in readme
-    assert f"{sum(s >= 0.2 for s in share)} lose at least a fifth of their parameters" in readme
-    assert f"{trained} train on afterwards" in readme
-    assert f"runs {1 / latency['gain']['ratio']:.1f}× faster than the dense one" in readme
-    assert f"in {latency['forward']['ratio']:.2f} of the time of a ResNet built at those widths" in readme
-    assert f"a masked training step takes {latency['step']['ratio']:.2f} of the dense one's" in readme
-    fuzz = json.loads((results / "fuzz.json").read_text(encoding="utf-8"))
-    assert (fuzz["failures"], fuzz["ruled_operators_never_seen"]) == ([], [])
-    assert f"Of {fuzz['networks']:,} random networks" in readme
-    speed = json.loads((results / "compiler_speed.json").read_text(encoding="utf-8"))["rows"]
-    ratios = [row["torch_pruning"] / row["speedup"] for row in speed]
-    assert f"{min(ratios):.2f} to {max(ratios):.0f} times less processor time" in readme

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from benchmarks.auto import best_so_far, table_of
-from benchmarks.results_file import RESULTS, read_json
+from benchmarks.results_file import LONG, ROOT, read_json
 
 
 def test_the_best_so_far_never_falls_and_failures_add_nothing() -> None:
@@ -14,10 +14,10 @@ def test_the_best_so_far_never_falls_and_failures_add_nothing() -> None:
 
 
 def test_the_figures_of_the_docs_are_the_recorded_ones() -> None:
-    runs = read_json(RESULTS / "auto.json")["runs"]
+    runs = read_json(LONG / "auto.json")["runs"]
     losses = {s: -statistics.mean(line[-1] for line in lines.values()) for s, lines in runs.items()}
     better = sum(runs["tpe"][seed][-1] > runs["random"][seed][-1] for seed in runs["tpe"])
-    page = " ".join((RESULTS.parent.parent / "docs" / "auto.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "auto.md").read_text(encoding="utf-8").split())
     assert f"{losses['tpe']:.3f} against {losses['random']:.3f} for random search" in page
     assert f"better in {better} of {len(runs['tpe'])} seeds" in page
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.fuzz import Outcome, examine, merged, summary_of
+from benchmarks.fuzz import examine
+from benchmarks.fuzz_record import Outcome, merged, summary_of
 from tests.generator import random_network
 
 

@@ -38,9 +38,19 @@ def test_images_have_mean_0_and_variance_1_and_follow_the_seed() -> None:
     assert torch.allclose(found.std((1, 2, 3)), torch.ones(2), atol=1e-5)
 
 
-def test_the_table_has_a_line_for_each_model() -> None:
-    speedup = {str(b): {"fxcompress": 2.5, "static": 2.0, "dynamic": 0.25} for b in (1, 8)}
-    row = {"speedup": speedup, "parity": {"mismatches": 0, "values": 7_179_216}}
-    assert markdown({"net": row})[2:] == [
-        "| net | 2.50 / 2.50 | 2.00 / 2.00 | 0.25 / 0.25 | 0 of 7 million |"
+def test_the_table_has_a_line_for_each_model_and_batch() -> None:
+    speedup = {
+        "1": {"fxcompress": 2.5, "fxcompress, dynamic": 2.2, "static": 2.0, "dynamic": 0.25},
+        "8": {"fxcompress": 2.4, "fxcompress, dynamic": 2.1, "static": 3.0, "dynamic": 0.25},
+    }
+    noise = {"fxcompress": 29.6, "static": 10.2, "dynamic": 29.0, "fxcompress, dynamic": 31.4}
+    row = {
+        "speedup": speedup, "sqnr": noise, "bytes": dict.fromkeys(("float32", *noise), 1),
+        "parity": {"mismatches": 1, "values": 7_179_216}, "operators in float": 3,
+        "goals": goals(Subject("a"), speedup),
+    }  # fmt: skip
+    cells = "30 / 10 / 29 / 31 | 1 of 7,179,216 | 3"
+    assert markdown({"rows": {"net": row}}).splitlines()[-2:] == [
+        f"| net | 1 | 2.50 / 2.20 | 2.00 | 0.25 | 1.25 | {cells} | met |",
+        f"| net | 8 | 2.40 / 2.10 | 3.00 | 0.25 | 0.80 | {cells} | MISSED |",
     ]

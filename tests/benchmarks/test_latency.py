@@ -43,7 +43,7 @@ def test_goals_bound_the_ratio_within_rounds() -> None:
     assert Comparison("a", slow, fast, 1.15).met
     assert not Comparison("a", slow, fast, 1.05).met
     assert Comparison("a", slow, fast, None).met
-    table = table_of([Comparison("a", slow, fast, 1.05)])
+    table = table_of({"a": record_of(Comparison("a", slow, fast, 1.05))})
     assert list(table.columns[-1].cells) == ["MISSED"]
     measured = compare("b", {"candidate": lambda: None, "reference": lambda: None}, None, rounds=2)
     assert record_of(measured)["candidate"]["runs"] == 2

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.low_bits import HIDDEN, METHODS, STEM, Method, documented, net, run_seed, summary_of, table_of
+from benchmarks.results_file import LONG, ROOT, read_json
 from fxcompress.passes.insert_fake_quant import quantizers
 from fxcompress.quantization import QUANTIZERS
 from fxcompress.quantization.dorefa import DoReFaWeight
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_rows_hold_every_method_and_its_network_in_floats() -> None:
@@ -53,7 +49,7 @@ def test_the_methods_quantize_what_their_names_say(method: Method) -> None:
 
 
 def test_the_documented_figures_are_the_recorded_ones() -> None:
-    record = json.loads((ROOT / "benchmarks" / "results" / "low_bits.json").read_text(encoding="utf-8"))
+    record = read_json(LONG / "low_bits.json")
     page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
     for line in documented(record["summary"]):
         assert line in page

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import zoo, zoo_case
-from benchmarks.results_file import RESULTS, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, LONG, read_json, write_json
 from benchmarks.zoo_case import Row, Settings, run_case
 
 ZOO = """
@@ -67,8 +67,8 @@ def test_options_default_to_every_set_and_resume() -> None:
     options = zoo.parse_options([])
     assert options.sets == ["tv", "timm", "hf"]
     assert (options.jobs, options.fresh, options.retry, options.train) == (1, False, False, False)
-    assert options.json == RESULTS / "zoo.json"
-    assert zoo.parse_options(["--per-layer"]).json == RESULTS / "zoo-per-layer.json"
+    assert options.json == LONG / "zoo.json"
+    assert zoo.parse_options(["--per-layer"]).json == LONG / "zoo-per-layer.json"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_crashes_and_hangs_are_rows_and_a_second_run_resumes(
     (tmp_path / "zoo.py").write_text(ZOO, encoding="utf-8")
     result = tmp_path / "out.json"
     arguments = ["--zoo", str(tmp_path), "--sets", "tv", "--json", str(result), "--time-limit", "20"]
-    assert zoo.main(arguments) == 1
+    assert zoo.main(arguments) == GOAL_MISSED
     rows = {row["name"]: row for row in read_json(result)["rows"]}
     assert rows["tv/small"]["exact"]
     assert rows["tv/broken"]["obstacle"] == "build: ValueError: no such weights"
@@ -185,5 +185,5 @@ def test_crashes_and_hangs_are_rows_and_a_second_run_resumes(
 
     monkeypatch.setattr(zoo, "run_in_process", no_more_runs)
     capsys.readouterr()
-    assert zoo.main(arguments) == 1
+    assert zoo.main(arguments) == GOAL_MISSED
     assert "4 models, 4 of them already recorded" in capsys.readouterr().out
