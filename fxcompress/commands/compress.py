@@ -24,7 +24,7 @@ from fxcompress.commands.configs import add_config, naming, read_config
 from fxcompress.commands.found import Found, add_json, as_json, row, table
 from fxcompress.commands.options import add_model, add_place, check_model, natural, new_command, positive
 from fxcompress.errors import ConfigError, FxcompressError
-from fxcompress.places import Batches, function
+from fxcompress.places import Batches, function, resolve
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,13 +92,15 @@ class _Job:
 
     def __init__(self, options: argparse.Namespace, config_list: Entries) -> None:
         self.options, self.config_list = options, config_list
-        with naming(options.config):
-            self.pruning, self.quantization = split(config_list)
-        self._check_options()
+        if not options.model.endswith(".pt2"):
+            resolve(options.model)  # what it imports may register algorithms that the config names
         self.train, self.tune, self.loss = (
             place and function(place) for place in (options.train, options.train_quantized, options.loss)
         )
         self.data = options.data and Batches(options.data)
+        with naming(options.config):
+            self.pruning, self.quantization = split(config_list)
+        self._check_options()
         self._stage = 0
 
     def run(self) -> Found:
@@ -148,11 +150,11 @@ class _Job:
         if not options.no_onnx:
             self._begin("export it to ONNX as it is, to compare with")
             export_onnx(dense, dense_onnx, verify=False)
+        self._check_quantizers(dense)
         if self.pruning:
             self._begin(f"insert the masks that {options.config} asks for")
             masked = self._compiled(masked, self.pruning)
         if self.train is not None:
-            self._check_quantizers(dense)
             self._begin(f"train under masks: {options.train}")
             self.train(masked)
             save(masked.eval(), options.out / "masked.pt2")
@@ -161,7 +163,7 @@ class _Job:
         return _Results(dense, masked, small, self._quantized(small))
 
     def _check_quantizers(self, dense: CompiledModule) -> None:
-        """Whether quantizers do without data where they are given none: to know it before the training."""
+        """Whether quantizers do without data where they are given none: to know it before anything takes long."""
         from fxcompress.passes.convert import convert
 
         if self.quantization and self.data is None and self.tune is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,33 @@ def _made(place: str, arguments: dict[str, Any] | None) -> nn.Module:
             f"{place}: expected a torch.nn.Module, or a class or function that makes one, got "
             f"{type(found).__name__}"
         )
+    _check_arguments(place, found, arguments or {})
     with blamed(place):
         model = found(**(arguments or {}))
     if not isinstance(model, nn.Module):
         raise FxcompressError(f"{place} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def _check_arguments(place: str, made_by: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Whether a class or function takes these arguments and no more."""
+    try:
+        signature = inspect.signature(made_by)
+    except ValueError:  # it has none to read
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        lacking = [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        example = ", ".join(f'"{name}": …' for name in lacking)
+        raise FxcompressError(
+            f"{place}{signature}: {error}; give what it takes as JSON: --model-args '{{{example}}}', or name a "
+            "function that takes nothing"
+        ) from error
 
 
 def _load_weights(model: nn.Module, file: Path) -> None:
@@ -94,7 +117,12 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        raise FxcompressError(
+            f"--weights {file}: holds Python objects, which are not loaded: they could run any code; expected "
+            "a state dict, plain tensors by name: torch.save(model.state_dict(), …)"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError) as error:
         raise FxcompressError(
             f"--weights {file}: cannot be read ({first_line(error)}); expected a state dict, plain tensors "
             "by name, written by safetensors or by torch.save(model.state_dict(), …)"
