@@ -104,7 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _remedy(error: Exception) -> str:
     """What to do about an exception that is none of ours."""
     path = error.path if isinstance(error, ImportError) else None
-    if path is not None and Path(path).is_relative_to(Path.cwd()):
+    ours = isinstance(error, ImportError) and str(error.name).startswith("fxcompress")
+    if path is not None and not ours and Path(path).is_relative_to(Path.cwd()):
         return f"{path} hides a package of the same name: rename it, or start in another folder."
     return "Unexpected: --debug shows where."
 

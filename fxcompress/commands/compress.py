@@ -146,6 +146,8 @@ class _Job:
         options = self.options
         self._begin("capture the model")
         masked = capture(model, inputs_of(options.inputs))
+        if self.quantization:
+            _refuse_halves(masked)
         dense = copy.deepcopy(masked)  # training changes the parameters that `masked` shares with the model
         if not options.no_onnx:
             self._begin("export it to ONNX as it is, to compare with")
@@ -163,7 +165,7 @@ class _Job:
         return _Results(dense, masked, small, self._quantized(small))
 
     def _check_quantizers(self, dense: CompiledModule) -> None:
-        """Whether quantizers do without data where they are given none: to know it before anything takes long."""
+        """Whether quantizers do without data where they are given none, before anything takes long."""
         from fxcompress.passes.convert import convert
 
         if self.quantization and self.data is None and self.tune is None:
@@ -242,6 +244,17 @@ class _Job:
         """Say which step begins, on standard error."""
         self._stage += 1
         print(f"[{self._stage}] {told}", file=sys.stderr, flush=True)
+
+
+def _refuse_halves(module: nn.Module) -> None:
+    """Integer kernels and their simulation are about float32."""
+    halves = [(name, p.dtype) for name, p in module.named_parameters() if p.dtype.itemsize == 2]
+    if halves:
+        (name, dtype), *_ = halves
+        raise FxcompressError(
+            f"{name!r} is {str(dtype).removeprefix('torch.')}: quantization starts from float32; call "
+            ".float() where the model is made, and give --input without a type"
+        )
 
 
 def split(config_list: Entries) -> tuple[Entries, Entries]:

@@ -85,8 +85,8 @@ def _check_arguments(place: str, made_by: Callable[..., Any], arguments: dict[st
         ]
         example = ", ".join(f'"{name}": …' for name in lacking)
         raise FxcompressError(
-            f"{place}{signature}: {error}; give what it takes as JSON: --model-args '{{{example}}}', or name a "
-            "function that takes nothing"
+            f"{place}{signature}: {error}; give what it takes as JSON: --model-args '{{{example}}}', "
+            "or name a function that takes nothing"
         ) from error
 
 
@@ -119,8 +119,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError as error:
         raise FxcompressError(
-            f"--weights {file}: holds Python objects, which are not loaded: they could run any code; expected "
-            "a state dict, plain tensors by name: torch.save(model.state_dict(), …)"
+            f"--weights {file}: holds Python objects, which are not loaded: they could run any code; "
+            "expected a state dict, plain tensors by name: torch.save(model.state_dict(), …)"
         ) from error
     except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError) as error:
         raise FxcompressError(

@@ -141,8 +141,8 @@ def check_model(options: argparse.Namespace) -> None:
         check_model_file(Path(options.model))
     elif Path(options.model).suffix in _CHECKPOINTS:
         raise FxcompressError(
-            f"{options.model}: a checkpoint is loaded into a model: name what makes that, package.module:name, "
-            f"and give the file with --weights {options.model}"
+            f"{options.model}: a checkpoint is loaded into a model: name what makes that, "
+            f"package.module:name, and give the file with --weights {options.model}"
         )
     elif ":" not in options.model:
         raise FxcompressError(

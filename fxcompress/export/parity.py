@@ -83,10 +83,10 @@ class Parity:
 def _refused(file: str, error: Exception) -> ExportError:
     kind = type(error).__name__
     remedy = (
-        "The file is damaged, or is no ONNX model: get it again, or export it again."
-        if kind in ("InvalidProtobuf", "NoModel")
-        else "Export in float32 (`module.float()`), or pass verify=False to keep the file for another runtime."
+        "Export in float32 (`module.float()`), or pass verify=False to keep the file for another runtime."
     )
+    if kind in ("InvalidProtobuf", "NoModel"):
+        remedy = "The file is damaged, or is no ONNX model: get it again, or export it again."
     return ExportError(f"onnxruntime cannot run {file}: {kind}: {str(error).splitlines()[0][:300]}\n{remedy}")
 
 

@@ -36,8 +36,8 @@ def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
     elif isinstance(batch, (tuple, list)) and not kwargs and len(batch) >= len(args):
         taken = tuple(batch[: len(args)]), {}
     if taken is None:
-        names = ", ".join(kwargs or module.argument_names[: len(args)])
-        expected = f"{len(args)} inputs ({names})" if args else f"the keyword inputs {names}"
+        told = ", ".join(kwargs or module.argument_names[: len(args)])
+        expected = f"{len(args)} inputs ({told})" if args else f"the keyword inputs {told}"
         raise FxcompressError(
             f"data: expected batches of tensors that hold {expected} of the model, got {_described(batch)}; "
             "pass data whose batches begin with the model's inputs, or a dict of its keyword inputs"

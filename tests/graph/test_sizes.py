@@ -112,12 +112,12 @@ def pooled(x: Tensor) -> Tensor:
 
 def halves(x: Tensor) -> Tensor:
     a, b = x.chunk(2, 2)
-    return a - b
+    return torch.sub(a, b)
 
 
 def sections(x: Tensor) -> Tensor:
     a, b = x.split((1, 2), 1)
-    return a * b
+    return torch.mul(a, b)
 
 
 @pytest.mark.parametrize("function", [grid, pooled, halves, sections], ids=lambda f: f.__name__)
@@ -131,8 +131,7 @@ def test_models_that_read_no_other_size_run_at_all_sizes_without_a_word(
 
 def unpacked(x: Tensor) -> Tensor:
     _, _, n = x.shape
-    y: Tensor = x / n
-    return y
+    return torch.div(x, n)
 
 
 READS: dict[str, Callable[[Tensor], Tensor]] = {
