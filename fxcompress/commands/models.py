@@ -69,25 +69,20 @@ def _made(place: str, arguments: dict[str, Any] | None) -> nn.Module:
     return model
 
 
-def _check_arguments(place: str, made_by: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Whether a class or function takes these arguments and no more."""
+def _check_arguments(place: str, made_by: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Whether a class or function is given all that it needs."""
     try:
-        signature = inspect.signature(made_by)
+        parameters = inspect.signature(made_by).parameters.values()
     except ValueError:  # it has none to read
         return
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        lacking = [
-            p.name
-            for p in signature.parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
-        example = ", ".join(f'"{name}": …' for name in lacking)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    lacking = [p.name for p in parameters if p.default is p.empty and p.kind in named and p.name not in given]
+    if lacking:
+        example = ", ".join(f'"{name}": …' for name in [*given, *lacking])
         raise FxcompressError(
-            f"{place}{signature}: {error}; give what it takes as JSON: --model-args '{{{example}}}', "
-            "or name a function that takes nothing"
-        ) from error
+            f"{place} needs {', '.join(lacking)}; give arguments as JSON: --model-args '{{{example}}}', or name "
+            "a function that needs none"
+        )
 
 
 def _load_weights(model: nn.Module, file: Path) -> None:
@@ -117,15 +112,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except pickle.UnpicklingError as error:
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        why = f"cannot be read ({first_line(error)})"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            why = "holds Python objects, which are not loaded, for they could run any code"
         raise FxcompressError(
-            f"--weights {file}: holds Python objects, which are not loaded: they could run any code; "
-            "expected a state dict, plain tensors by name: torch.save(model.state_dict(), …)"
-        ) from error
-    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise FxcompressError(
-            f"--weights {file}: cannot be read ({first_line(error)}); expected a state dict, plain tensors "
-            "by name, written by safetensors or by torch.save(model.state_dict(), …)"
+            f"--weights {file}: {why}; expected a state dict, plain tensors by name, written by safetensors "
+            "or by torch.save(model.state_dict(), …)"
         ) from error
     inner = next((content[k] for k in _WRAPPINGS if isinstance(content, Mapping) and k in content), None)
     content = inner if isinstance(inner, Mapping) else content

@@ -86,7 +86,7 @@ class CompiledModule(fx.GraphModule):
 
     @functools.cached_property
     def _size_check(self) -> SizeCheck:
-        return SizeCheck(self.graph, self.batch_is_dynamic)
+        return SizeCheck(self.graph)
 
     @property
     def argument_names(self) -> list[str]:

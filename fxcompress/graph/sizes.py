@@ -92,10 +92,9 @@ def _indices(code: CodeType) -> Mapping[int, int]:
 class SizeCheck:
     """Compares the inputs of calls with the sizes that a graph was captured at; keeps the sizes it met."""
 
-    def __init__(self, graph: fx.Graph, batch_is_dynamic: bool) -> None:
+    def __init__(self, graph: fx.Graph) -> None:
         self._arguments = argument_names(graph)
         self._fixed = [(node.name, _sizes(node)) for node in graph.find_nodes(op="placeholder")]
-        self._start = 1 if batch_is_dynamic else 0
         self._met: set[Any] = set()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -103,8 +102,7 @@ class SizeCheck:
         leaves: Any = (*args, *kwargs.values())
         if not all(isinstance(x, Tensor) for x in leaves):
             leaves = pytree.tree_leaves((args, kwargs))
-        start = self._start
-        key = (*kwargs, *(x.shape[start:] if isinstance(x, Tensor) else None for x in leaves))
+        key = (*kwargs, *[x.shape if isinstance(x, Tensor) else None for x in leaves])
         if key not in self._met:
             self._met.add(key)
             self._look(args, kwargs)

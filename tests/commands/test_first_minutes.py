@@ -135,8 +135,8 @@ def test_a_path_for_a_module_is_answered_with_the_module(folder: Path) -> None:
 
 def test_a_factory_that_needs_arguments_says_how_they_are_given(folder: Path) -> None:
     assert error_line(run("inspect", "sorter.net:make", *INPUT, cwd=folder)) == (
-        "fxcompress: error: sorter.net:make(classes): missing a required argument: 'classes'; give what it "
-        "takes as JSON: --model-args '{\"classes\": …}', or name a function that takes nothing"
+        "fxcompress: error: sorter.net:make needs classes; give arguments as JSON: --model-args "
+        "'{\"classes\": …}', or name a function that needs none"
     )
     found = facts(
         run("inspect", "sorter.net:make", "--model-args", '{"classes": 5}', *INPUT, "--json", cwd=folder)
@@ -154,8 +154,9 @@ def test_a_checkpoint_for_the_model_says_where_it_belongs(folder: Path) -> None:
 def test_a_pickled_model_for_weights_is_not_loaded(folder: Path) -> None:
     line = error_line(run("inspect", "sorter.net:seven", "--weights", "whole.pth", *INPUT, cwd=folder))
     assert line == (
-        "fxcompress: error: --weights whole.pth: holds Python objects, which are not loaded: they could run "
-        "any code; expected a state dict, plain tensors by name: torch.save(model.state_dict(), …)"
+        "fxcompress: error: --weights whole.pth: holds Python objects, which are not loaded, for they could "
+        "run any code; expected a state dict, plain tensors by name, written by safetensors or by "
+        "torch.save(model.state_dict(), …)"
     )
 
 
