@@ -80,8 +80,8 @@ def _check_arguments(place: str, made_by: Callable[..., Any], given: Mapping[str
     if lacking:
         example = ", ".join(f'"{name}": …' for name in [*given, *lacking])
         raise FxcompressError(
-            f"{place} needs {', '.join(lacking)}; give arguments as JSON: --model-args '{{{example}}}', or name "
-            "a function that needs none"
+            f"{place} needs {', '.join(lacking)}; give arguments as JSON: --model-args '{{{example}}}', or "
+            "name a function that needs none"
         )
 
 
