@@ -37,14 +37,6 @@ from fxcompress.runtime.lint import Lint, lint
 from fxcompress.runtime.parity import RuntimeParity, compare
 from fxcompress.runtime.saturation import saturates
 
-_NOISY = (
-    "torch.onnx",
-    "torch.export",
-    "torch.fx.experimental.symbolic_shapes",
-    "torch._subclasses.fake_tensor",
-    "onnxscript",
-    "onnx_ir",
-)
 _SINGLE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights up to which everything is in one file (a protobuf holds 2 GB)."""
 
@@ -344,14 +336,11 @@ def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[f
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines, warnings and log messages concern its developers."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
+    disabled = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)

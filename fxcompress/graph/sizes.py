@@ -99,9 +99,10 @@ class SizeCheck:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Warn (``SizeWarning``) of sizes that are neither those of the example nor of an earlier call."""
-        shapes = [getattr(x, "shape", None) for x in (*args, *kwargs.values())]
-        if None in shapes:  # containers
-            shapes = [getattr(x, "shape", None) for x in pytree.tree_leaves((args, kwargs))]
+        shapes = [x.shape if isinstance(x, Tensor) else None for x in (*args, *kwargs.values())]
+        if None in shapes:  # a container, perhaps
+            leaves = pytree.tree_leaves((args, kwargs))
+            shapes = [x.shape if isinstance(x, Tensor) else None for x in leaves]
         key = (*kwargs, *shapes)
         if key not in self._met:
             self._met.add(key)
