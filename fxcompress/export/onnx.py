@@ -337,7 +337,8 @@ def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[f
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines, warnings and log messages concern its developers."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    told = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:

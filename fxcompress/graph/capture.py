@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import io
 import logging
 import traceback
 from collections.abc import Iterator
@@ -252,11 +253,12 @@ def _register_output_classes(model: nn.Module, inputs: Inputs) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own account of a failed trace: the error says it."""
+    """Without torch's own account of a failed trace, logged and printed: the error says it."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -66,6 +66,19 @@ class LastPruner(FilterPruner):
     def score(self, layer):
         return torch.arange(len(layer.filters()))
 """
+GATED = """
+from torch import nn
+
+
+class Gated(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return super().forward(x)
+        return x
+"""
 QUANTIZE = '[[config]]\nquant_bits = 8\nquantizer = "ptq"\n'
 INPUT = ("--input", "2x3x8x8")
 QUICKLY = ("--rounds", "0", "--no-page")
@@ -188,3 +201,12 @@ def test_a_damaged_onnx_file_is_called_damaged(folder: Path) -> None:
 def test_inspect_names_its_own_option_for_inputs(folder: Path) -> None:
     done = run("inspect", "sorter.net:seven", cwd=folder)
     assert "(found from the first layers; choose with --input)" in done.stdout
+
+
+def test_torch_prints_nothing_of_its_own_about_a_failed_capture(tmp_path: Path) -> None:
+    (tmp_path / "gated.py").write_text(GATED)
+    done = run("inspect", "gated:Gated", "--input", "2x4", cwd=tmp_path)
+    assert done.returncode == 1
+    first, *more = done.stderr.splitlines()
+    assert first.startswith(f"fxcompress: error: Gated cannot be captured at {tmp_path / 'gated.py'}:10 (")
+    assert len(more) == 1
