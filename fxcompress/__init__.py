@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ExportError,
         FxcompressError,
         PassError,
+        SizeWarning,
         SpeedupError,
     )
     from fxcompress.export.archive import load, save
@@ -34,6 +35,7 @@ __all__ = [
     "ExportError",
     "FxcompressError",
     "PassError",
+    "SizeWarning",
     "SpeedupError",
     "apply_masks",
     "capture",
@@ -52,7 +54,15 @@ __all__ = [
 _HOMES = {
     "compiler": ("apply_masks", "compile", "speedup"),
     "config": ("explain",),
-    "errors": ("CaptureError", "ConfigError", "ExportError", "FxcompressError", "PassError", "SpeedupError"),
+    "errors": (
+        "CaptureError",
+        "ConfigError",
+        "ExportError",
+        "FxcompressError",
+        "PassError",
+        "SizeWarning",
+        "SpeedupError",
+    ),
     "export.archive": ("load", "save"),
     "export.masks": ("load_masks", "save_masks"),
     "export.onnx": ("export_onnx",),

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fxcompress.commands.bench import add_bench
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         known = isinstance(error, (FxcompressError, OSError))
-        told = str(error) if known else f"{type(error).__name__}: {error}\nUnexpected: --debug shows where."
+        told = str(error) if known else f"{type(error).__name__}: {error}\n{_remedy(error)}"
         told += _flags_for(told, options)
         print(f"fxcompress: error: {_indented(told)}", file=sys.stderr)
         return 1
@@ -98,6 +99,15 @@ def make_parser() -> argparse.ArgumentParser:
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
     return parser
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an exception that is none of ours."""
+    path = error.path if isinstance(error, ImportError) else None
+    ours = isinstance(error, ImportError) and str(error.name).startswith("fxcompress")
+    if path is not None and not ours and Path(path).is_relative_to(Path.cwd()):
+        return f"{path} hides a package of the same name: rename it, or start in another folder."
+    return "Unexpected: --debug shows where."
 
 
 def _flags_for(message: str, options: argparse.Namespace) -> str:

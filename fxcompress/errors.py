@@ -30,6 +30,10 @@ class ExportError(FxcompressError):
     """A model file could not be written, read, or does not agree with the model."""
 
 
+class SizeWarning(UserWarning):
+    """A captured model is called with other sizes than those that its code computed with."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str], *, limit: int = 3) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest candidates, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.6)

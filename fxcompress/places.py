@@ -32,6 +32,12 @@ def resolve(place: str) -> Any:
             f"{place!r}: expected package.module:name, such as models.resnet:make for the function make of "
             "models/resnet.py"
         )
+    if module_name.endswith(".py") or "/" in module_name or os.sep in module_name:
+        dotted = ".".join(Path(module_name).with_suffix("").parts).lstrip("./")
+        raise FxcompressError(
+            f"{place!r}: expected package.module:name, got a path; did you mean '{dotted}:{name}'? "
+            "Modules are looked for in the current folder"
+        )
     value: Any = _module(module_name)
     path = module_name
     for part in name.split("."):

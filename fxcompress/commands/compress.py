@@ -31,7 +31,7 @@ from fxcompress.commands.options import (
     positive,
 )
 from fxcompress.errors import ConfigError, FxcompressError
-from fxcompress.places import Batches, function
+from fxcompress.places import Batches, function, resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,12 +107,14 @@ class _Job:
 
     def __init__(self, options: argparse.Namespace, config_list: Entries) -> None:
         self.options, self.config_list = options, config_list
-        with naming(options.config):
-            self.pruning, self.quantization = split(config_list)
-        self._check_options()
+        if not options.model.endswith(".pt2"):
+            resolve(options.model)  # what it imports may register algorithms that the config names
         places = (options.train, options.train_quantized, options.loss, options.evaluator)
         self.train, self.tune, self.loss, self.evaluator = (place and function(place) for place in places)
         self.data = options.data and Batches(options.data)
+        with naming(options.config):
+            self.pruning, self.quantization = split(config_list)
+        self._check_options()
         self._stage = 0
 
     def run(self) -> Found:
@@ -165,16 +167,18 @@ class _Job:
         options = self.options
         self._begin("capture the model")
         masked = capture(model, inputs_of(options.inputs))
+        if self.quantization:
+            _refuse_halves(masked)
         dense = copy.deepcopy(masked)  # training changes the parameters that `masked` shares with the model
         if not options.no_onnx:
             self._begin("export it to ONNX as it is, to compare with")
             export_onnx(dense, elsewhere / "dense.onnx", verify=False)
+        self._check_quantizers(dense)
         metric, curves = self._metric(dense, "before"), self._curves(dense)
         if self.pruning:
             self._begin(f"insert the masks that {options.config} asks for")
             masked = self._compiled(masked, self.pruning)
         if self.train is not None:
-            self._check_quantizers(dense)
             self._begin(f"train under masks: {options.train}")
             self.train(masked)
             save(masked.eval(), options.out / "masked.pt2")
@@ -196,7 +200,7 @@ class _Job:
         return read_curves(file, dict(dense.named_modules()), "a sensitivity analysis")
 
     def _check_quantizers(self, dense: CompiledModule) -> None:
-        """Whether quantizers do without data where they are given none: to know it before the training."""
+        """Whether quantizers do without data where they are given none, before anything takes long."""
         from fxcompress.passes.convert import convert
 
         if self.quantization and self.data is None and self.tune is None:
@@ -308,6 +312,17 @@ class _Job:
         """Say which step begins, on standard error."""
         self._stage += 1
         print(f"[{self._stage}] {told}", file=sys.stderr, flush=True)
+
+
+def _refuse_halves(module: nn.Module) -> None:
+    """Integer kernels and their simulation are about float32."""
+    halves = [(name, p.dtype) for name, p in module.named_parameters() if p.dtype.itemsize == 2]
+    if halves:
+        (name, dtype), *_ = halves
+        raise FxcompressError(
+            f"{name!r} is {str(dtype).removeprefix('torch.')}: quantization starts from float32; call "
+            ".float() where the model is made, and give --input without a type"
+        )
 
 
 def split(config_list: Entries) -> tuple[Entries, Entries]:

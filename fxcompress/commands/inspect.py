@@ -67,8 +67,13 @@ def run_inspect(options: argparse.Namespace) -> Found:
     made.add_section()
     row(made, "in all", "", "", totals["parameters"], totals["macs"])
     listed = ", ".join(f"{count} {op}" for op, count in operators.items())
-    lines = [f"\n{len(calls)} operators: {listed}", *(f"note: {note}" for note in module.notes)]
+    lines = [f"\n{len(calls)} operators: {listed}", *(f"note: {_told(note)}" for note in module.notes)]
     return Found(facts, (made, "", _groups_table(groups), *lines))
+
+
+def _told(note: str) -> str:
+    """A note of the capture as the command line says it."""
+    return note.replace("pass example_inputs to choose", "choose with --input")
 
 
 def _groups_table(groups: list[ChannelGroup]) -> Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,28 @@ def _made(place: str, arguments: dict[str, Any] | None) -> nn.Module:
             f"{place}: expected a torch.nn.Module, or a class or function that makes one, got "
             f"{type(found).__name__}"
         )
+    _check_arguments(place, found, arguments or {})
     with blamed(place):
         model = found(**(arguments or {}))
     if not isinstance(model, nn.Module):
         raise FxcompressError(f"{place} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def _check_arguments(place: str, made_by: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Whether a class or function is given all that it needs."""
+    try:
+        parameters = inspect.signature(made_by).parameters.values()
+    except ValueError:  # it has none to read
+        return
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    lacking = [p.name for p in parameters if p.default is p.empty and p.kind in named and p.name not in given]
+    if lacking:
+        example = ", ".join(f'"{name}": …' for name in [*given, *lacking])
+        raise FxcompressError(
+            f"{place} needs {', '.join(lacking)}; give arguments as JSON: --model-args '{{{example}}}', or "
+            "name a function that needs none"
+        )
 
 
 def _load_weights(model: nn.Module, file: Path) -> None:
@@ -95,9 +113,12 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        why = f"cannot be read ({first_line(error)})"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            why = "holds Python objects, which are not loaded, for they could run any code"
         raise FxcompressError(
-            f"--weights {file}: cannot be read ({first_line(error)}); expected a state dict, plain tensors "
-            "by name, written by safetensors or by torch.save(model.state_dict(), …)"
+            f"--weights {file}: {why}; expected a state dict, plain tensors by name, written by safetensors "
+            "or by torch.save(model.state_dict(), …)"
         ) from error
     inner = next((content[k] for k in _WRAPPINGS if isinstance(content, Mapping) and k in content), None)
     content = inner if isinstance(inner, Mapping) else content

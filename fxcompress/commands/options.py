@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _SHAPE = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
 
 
@@ -138,6 +139,11 @@ def check_model(options: argparse.Namespace) -> None:
     """
     if options.model.endswith(".pt2"):
         check_model_file(Path(options.model))
+    elif Path(options.model).suffix in _CHECKPOINTS:
+        raise FxcompressError(
+            f"{options.model}: a checkpoint is loaded into a model: name what makes that, "
+            f"package.module:name, and give the file with --weights {options.model}"
+        )
     elif ":" not in options.model:
         raise FxcompressError(
             f"{options.model!r}: expected package.module:name, such as models.resnet:make for make of "

@@ -17,6 +17,7 @@ from fxcompress.commands.options import InputSpec
 from fxcompress.errors import FxcompressError
 from fxcompress.export.archive import load
 from fxcompress.export.parity import feed, open_session
+from fxcompress.export.specs import output_names
 from fxcompress.graph.inputs import Inputs, as_inputs, copied
 
 Outputs = dict[str, NDArray[Any]]
@@ -140,12 +141,15 @@ class ModuleRunner(Runner):
         return call
 
     def outputs(self, inputs: Inputs) -> Outputs:
-        """``output``, or ``output_0``, ``output_1``, … of what it returns."""
-        leaves = [x for x in pytree.tree_leaves(self.bound(copied(inputs))()) if isinstance(x, Tensor)]
-        names = ["output"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))]
+        """By the keys of what it returns, else ``output``, or ``output_0``, ``output_1``, …"""
+        leaves, spec = pytree.tree_flatten(self.bound(copied(inputs))())
+        names = output_names(spec) or [
+            f"output_{i}" if len(leaves) > 1 else "output" for i in range(len(leaves))
+        ]
         return {
             n: x.float().numpy() if x.dtype is torch.bfloat16 else x.numpy()
             for n, x in zip(names, leaves, strict=True)
+            if isinstance(x, Tensor)
         }
 
 

@@ -68,6 +68,7 @@ def _write(module: CompiledModule, path: Path) -> None:
         "class": identifier(type(module).__name__, "the class name"),
         "training": module.training,
         "batch_is_dynamic": module.batch_is_dynamic,
+        "reads_sizes": module.reads_sizes,
         **write_graph(module.graph, notes),
         "example_inputs": example_inputs,
         "notes": list(dict.fromkeys(notes)),
@@ -129,6 +130,7 @@ def _assemble(root: nn.Module, data: Json, example_inputs: Any) -> CompiledModul
     module.example_inputs = example_inputs
     module.notes = tuple(str(note) for note in data["notes"])
     module.batch_is_dynamic = bool(data["batch_is_dynamic"])
+    module.reads_sizes = bool(data.get("reads_sizes"))
     module.training = bool(data["training"])
     return module
 

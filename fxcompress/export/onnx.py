@@ -15,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, ExportError, first_line
+from fxcompress.export import specs
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
 from fxcompress.export.stem import rewrite_stems
@@ -37,7 +38,6 @@ from fxcompress.runtime.lint import Lint, lint
 from fxcompress.runtime.parity import RuntimeParity, compare
 from fxcompress.runtime.saturation import saturates
 
-_NOISY = ("torch.onnx", "torch.export", "torch._subclasses.fake_tensor", "onnxscript", "onnx_ir")
 _SINGLE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights up to which everything is in one file (a protobuf holds 2 GB)."""
 
@@ -98,6 +98,8 @@ def export_onnx(
             float32 outputs may differ by 1e-4 of their largest magnitude, float64 1e-6, float16 1e-2,
             bfloat16 5e-2, integers not at all. Where activations are rounded, instead of that bound, every
             integer kernel is compared with exact arithmetic (``runtime.parity``).
+        input_names: of the file; by default those of the module's arguments.
+        output_names: of the file; by default the keys of what the module returns, else those of operators.
         dynamic_batch: leave the first dimension of the inputs open where the model allows it.
 
     Raises:
@@ -119,6 +121,8 @@ def export_onnx(
             _check_runs(module, inputs)
             exported = _export(module, inputs, dynamic)
             returned = _drop_constant_outputs(exported)
+            if output_names is None:
+                options = replace(options, output_names=_keys_of_outputs(exported, returned))
             program = _convert(exported, type(module).__name__, options)
             if is_quantized:
                 rewrite_stems(program.model)
@@ -200,6 +204,19 @@ def _drop_constant_outputs(exported: torch.export.ExportedProgram) -> tuple[int,
     returned = [v for v, kind in zip(values, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
     output.args = (tuple(value if isinstance(value, fx.Node) else None for value in values),)
     return tuple(i for i, value in enumerate(returned) if isinstance(value, fx.Node))
+
+
+def _keys_of_outputs(exported: torch.export.ExportedProgram, returned: Sequence[int]) -> list[str] | None:
+    """The keys of what the module returns; ``None`` where it has none, or they cannot all be names."""
+    names = specs.output_names(exported.call_spec.out_spec)
+    [output] = exported.graph.find_nodes(op="output")
+    nodes = [value for value in output.args[0] if isinstance(value, fx.Node)]
+    shared = len({*nodes}) < len(nodes) or any(node.op == "placeholder" for node in nodes)
+    if names is None or shared:
+        return None
+    chosen = [names[i] for i in returned]
+    taken = {node.name for node in exported.graph.find_nodes(op="placeholder")}
+    return None if taken & {*chosen} or len({*chosen}) < len(chosen) else chosen
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
@@ -323,14 +340,12 @@ def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[f
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines, warnings and log messages concern its developers."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    disabled = logging.root.manager.disable
+    told = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)

@@ -81,10 +81,13 @@ class Parity:
 
 
 def _refused(file: str, error: Exception) -> ExportError:
-    return ExportError(
-        f"onnxruntime cannot run {file}: {type(error).__name__}: {str(error).splitlines()[0][:300]}\n"
+    kind = type(error).__name__
+    remedy = (
         "Export in float32 (`module.float()`), or pass verify=False to keep the file for another runtime."
     )
+    if kind in ("InvalidProtobuf", "NoModel"):
+        remedy = "The file is damaged, or is no ONNX model: get it again, or export it again."
+    return ExportError(f"onnxruntime cannot run {file}: {kind}: {str(error).splitlines()[0][:300]}\n{remedy}")
 
 
 def feed(session: Any, inputs: Inputs) -> dict[str, Any]:

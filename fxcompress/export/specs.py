@@ -37,6 +37,19 @@ def write_spec(spec: pytree.TreeSpec, notes: list[str]) -> Json:
     return ["tuple", children]
 
 
+def output_names(spec: pytree.TreeSpec) -> list[str] | None:
+    """A name for each leaf of a mapping or of a class with named fields: its key; with numbers where a value
+    has several leaves. ``None`` for everything else.
+    """
+    keys = spec.context if spec.type in _MAPPINGS else _field_names(spec.type, spec.context)
+    if spec.is_leaf() or keys is None or len(keys) != spec.num_children:
+        return None
+    names = []
+    for key, child in zip(keys, spec.children(), strict=True):
+        names += [str(key)] if child.is_leaf() else [f"{key}_{i}" for i in range(child.num_leaves)]
+    return names
+
+
 def _field_names(cls: Any, context: Any) -> list[str] | None:
     """Field names of a dataclass or an output class with named fields; ``None`` for tuple-like classes."""
     candidate = context

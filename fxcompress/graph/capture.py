@@ -9,7 +9,9 @@ a subclass follow ``train()``/``eval()`` again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import io
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +38,7 @@ from fxcompress.graph.raising import (
 )
 from fxcompress.graph.regions import inline_regions
 from fxcompress.graph.shapes import annotate, is_open
+from fxcompress.graph.sizes import SizeReads
 
 _IGNORED = (
     torch.ops.aten._assert_scalar.default,
@@ -69,12 +72,12 @@ def capture(model: nn.Module, example_inputs: Any = None) -> CompiledModule:
             notes.append(words)
         else:
             inputs = as_inputs(example_inputs)
-        exported, dynamic, calls = _export(model, inputs)
-    if not dynamic:
+        traced = _export(model, inputs)
+    if not traced.batch_is_dynamic:
         notes.append("the batch size is fixed: the model did not export with a dynamic first dimension")
-    compiled = _compiled(model, exported, calls)
+    compiled = _compiled(model, traced.program, traced.calls)
     compiled.example_inputs = inputs
-    compiled.batch_is_dynamic = dynamic
+    compiled.batch_is_dynamic, compiled.reads_sizes = traced.batch_is_dynamic, traced.reads_sizes
     compiled.notes = (*notes, *compiled.notes)
     compiled.train(model.training)
     return compiled
@@ -100,7 +103,17 @@ def _compiled(model: nn.Module, exported: torch.export.ExportedProgram, calls: L
     return compiled
 
 
-def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool, LeafCalls]:
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """A trace, and what was seen while it was made."""
+
+    program: torch.export.ExportedProgram
+    calls: LeafCalls
+    batch_is_dynamic: bool
+    reads_sizes: bool
+
+
+def _export(model: nn.Module, inputs: Inputs) -> _Traced:
     """Export with a dynamic batch, or failing that with fixed shapes.
 
     Where both fail the model does not learn that it is traced: some have a path for that case that is broken.
@@ -119,8 +132,9 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             shapes = _dynamic_shapes(model, a, k) if dynamic else None
             if dynamic and not pytree.tree_leaves(shapes):
                 continue
+            reads = SizeReads()
             views = _ViewsAsReshapes() if "Cannot view" in str(failure) else contextlib.nullcontext()
-            with watch_leaf_calls(model) as calls, torch.enable_grad(), _tracing(known), views:
+            with watch_leaf_calls(model) as calls, torch.enable_grad(), _tracing(known), views, reads:
                 program = torch.export.export(model, a, k, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if failure is None and "Cannot view" in str(error):
@@ -129,7 +143,7 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
         else:
             follows = dynamic and _follows_batch(program)
             if follows or a is inputs[0] or not dynamic:
-                return program, follows, calls
+                return _Traced(program, calls, follows, reads.found)
             # A batch of two that was made from one, and that the graph insists on, is none of the user's.
     if failure is None:
         raise CaptureError("the model was given no tensor input; pass example_inputs")
@@ -218,11 +232,12 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own account of a failed trace: the error says it."""
+    """Without torch's own account of a failed trace, logged and printed: the error says it."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -11,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
+
+from fxcompress.graph.sizes import SizeCheck, argument_names
 
 
 class Scope(nn.Module):
@@ -43,6 +46,9 @@ class CompiledModule(fx.GraphModule):
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...]
     batch_is_dynamic: bool
+    reads_sizes: bool
+    """Whether the model's code computes with sizes, which are those of the example in the graph: calls with
+    others warn (``graph.sizes``)."""
     origin: Mapping[str, tuple[torch.Tensor | None, ...]]
     """On a module that ``speedup`` made: parameter → per dimension the slices (indices, ascending) of the
     parameter of the masked module that it consists of, ``None`` for all of them. Parameters made anew are
@@ -69,8 +75,23 @@ class CompiledModule(fx.GraphModule):
         self.example_inputs = ((), {})
         self.notes = ()
         self.batch_is_dynamic = False
+        self.reads_sizes = False
         self.origin = {}
         self.report = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.reads_sizes and not torch.compiler.is_compiling():
+            self._size_check(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    @functools.cached_property
+    def _size_check(self) -> SizeCheck:
+        return SizeCheck(self.graph)
+
+    @property
+    def argument_names(self) -> list[str]:
+        """Those of ``forward``; none for a graph that was not captured."""
+        return argument_names(self.graph)
 
     def recompile(self) -> Any:
         """Make the code of ``forward`` from the graph, if that has any nodes yet."""
@@ -102,6 +123,7 @@ def _copy_facts(source: CompiledModule, target: CompiledModule) -> None:
     target.example_inputs = source.example_inputs
     target.notes = source.notes
     target.batch_is_dynamic = source.batch_is_dynamic
+    target.reads_sizes = source.reads_sizes
     target.training = source.training
 
 

@@ -18,7 +18,7 @@ def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
     """Copies of the model's inputs in a batch, on the model's device.
 
     A tensor is the one input; of a tuple or list the leading items are, as many as the example inputs; of a
-    mapping the items the model was captured with by keyword, or else as many as it takes, by position.
+    mapping the items that are named as the inputs of the example are.
 
     Raises:
         FxcompressError: if the batch does not hold them.
@@ -27,17 +27,19 @@ def inputs_of(module: CompiledModule, batch: Any) -> Inputs:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     taken: Inputs | None = None
     if isinstance(batch, Mapping):
-        if not args and all(name in batch for name in kwargs):
-            taken = (), {name: batch[name] for name in kwargs}
+        names = list(kwargs) or module.argument_names[: len(args)]
+        if names and all(name in batch for name in names):
+            taken = (), {name: batch[name] for name in names}
     elif isinstance(batch, Tensor):
         if len(args) + len(kwargs) == 1:
             taken = ((batch,), {}) if args else ((), dict.fromkeys(kwargs, batch))
     elif isinstance(batch, (tuple, list)) and not kwargs and len(batch) >= len(args):
         taken = tuple(batch[: len(args)]), {}
     if taken is None:
-        expected = f"{len(args)} inputs" if args else "the keyword inputs " + ", ".join(kwargs)
+        told = ", ".join(kwargs or module.argument_names[: len(args)])
+        expected = f"{len(args)} inputs ({told})" if args else f"the keyword inputs {told}"
         raise FxcompressError(
-            f"data: expected batches that hold {expected} of the model, got {_described(batch)}; "
+            f"data: expected batches of tensors that hold {expected} of the model, got {_described(batch)}; "
             "pass data whose batches begin with the model's inputs, or a dict of its keyword inputs"
         )
     return pytree.tree_map(lambda x: x.to(device, copy=True) if isinstance(x, Tensor) else x, taken)  # type: ignore[no-any-return]
