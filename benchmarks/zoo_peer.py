@@ -4,7 +4,7 @@
     python benchmarks/zoo_peer.py --every 1 --at-most 1000  # all of them
 
 50 % structured L1 of every Conv and Linear except the output layers, randomized parameters and statistics,
-each tool and model in a process of its own. *Runs*: the smaller model computes outputs of the original's shapes.
+each tool and model in a process of its own. *Runs*: the smaller model's outputs have the original's shapes.
 *Exact*: it equals the model whose removed channels are masked, at most 1e-9 apart in float64, also at another
 batch size. For us that is the compiled model that a user fine-tunes; for Torch-Pruning, which has none, the
 original with what it removed set to zero, by the reading that suits it best (``removed_channels.py``), under
