@@ -1,10 +1,10 @@
 """One measurement of memory: ``python -m benchmarks.memory_case OPTIONS RESULT_FILE``, a process of its own.
 
-The resident set is what counts, in bytes. *rise* is its peak while the work runs over what was resident before;
-*held* is what is still resident while the result is alive. *before* is resident before, *imports* is that less
-the model's bytes: interpreter, torch, the tools. A tiny model goes the same way first, so that what is imported
-on first use counts as import. The peak is the kernel's mark for this process (``VmHWM``), taken back before the
-work starts; ``ru_maxrss`` would begin at that of the process that started this one.
+The resident set is what counts, in bytes. *rise* is its peak while the work runs over what was resident
+before; *held* is what is still resident while the result is alive. *before* is resident before, *imports* is
+that less the model's bytes: interpreter, torch, the tools. A tiny model goes the same way first, so that what
+is imported on first use counts as import. The peak is the kernel's mark for this process (``VmHWM``), taken
+back before the work starts; ``ru_maxrss`` would begin at that of the process that started this one.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ class Masked:
 
         def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if kwargs.get("scale") is None:
-                kwargs["scale"] = 1 / math.sqrt(max(len(_nonzero(query)), 1))
+                width = int((query != 0).any(-2).sum(-1).max())  # of (batch, heads, tokens, width)
+                kwargs["scale"] = 1 / math.sqrt(max(width, 1))
             return plain[3](query, *args, **kwargs)
 
         replaced = {"layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm}

@@ -1,4 +1,4 @@
-"""The masked model read off a pruned one: right where channels were taken away, wrong where anything else was."""
+"""The masked model read off a pruned one: right where channels were taken, wrong where anything else was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.subject import randomize, relative_error
 
 
 def keep(layer: nn.Module, indices: list[int], dims: dict[str, int]) -> None:
-    """Shrink parameters (name → dimension) of a layer in place, gradients with them, as a pruning tool does."""
+    """Shrink parameters (name → dimension) of a layer, gradients with them, as a pruning tool does."""
     for name, dim in dims.items():
         old = getattr(layer, name)
         new = nn.Parameter(old.detach()[(slice(None),) * dim + (indices,)])
