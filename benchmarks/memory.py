@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -158,8 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path, default=RESULTS / "memory.json")
     options = parser.parse_args(arguments)
-    measure = {"compress": compressing, "training": training, "inference": inference}
-    record: dict[str, Any] = {"benchmark": "memory", "machine": machine_facts() | {"threads": 1}}
+    measure: dict[str, Callable[[Path], Row]] = {
+        "compress": compressing,
+        "training": training,
+        "inference": inference,
+    }
+    old = read_json(options.json)  # parts that are not measured now stay
+    machine = {"machine": machine_facts() | {"threads": 1}}
+    record = {"benchmark": "memory", **machine, **{part: old[part] for part in PARTS if part in old}}
     for part in options.only:
         record[part] = measure[part](options.zoo)
         write_json(options.json, record)

@@ -96,7 +96,8 @@ def compress_torch_pruning(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _last_linear(model: nn.Module) -> str:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
 
 
 def train(model: nn.Module, images: Tensor) -> Any:

@@ -133,7 +133,7 @@ class Masked:
                 kwargs["scale"] = 1 / math.sqrt(max(width, 1))
             return plain[3](query, *args, **kwargs)
 
-        replaced = {"layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm}
+        replaced: dict[str, Any] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm}
         with mock.patch.multiple(F, **replaced, scaled_dot_product_attention=attention):
             yield
 
@@ -145,7 +145,7 @@ class Masked:
             kept = self._kept.get(id(getattr(module, "weight", None)))
             if kept is None or type(module).__module__.startswith("torch.") or next(module.children(), None):
                 continue
-            factor = module.weight.numel() / len(kept)  # type: ignore[operator, union-attr]
+            factor = module.weight.numel() / len(kept)  # type: ignore[operator]
             hooks.append(module.register_forward_pre_hook(_set(mode, factor)))
             hooks.append(module.register_forward_hook(_set(mode, None)))
         try:

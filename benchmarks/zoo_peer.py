@@ -4,14 +4,20 @@
     python benchmarks/zoo_peer.py --every 1 --at-most 1000  # all of them
 
 50 % structured L1 of every Conv and Linear except the output layers, randomized parameters and statistics,
-each tool and model in a process of its own. *Runs*: the smaller model's outputs have the original's shapes.
-*Exact*: it equals the model whose removed channels are masked, at most 1e-9 apart in float64, also at another
-batch size. For us that is the compiled model that a user fine-tunes; for Torch-Pruning, which has none, the
-original with what it removed set to zero, by the reading that suits it best (``removed_channels.py``), under
-the best of its documented recipes (``peer_recipe.py``). Parameters removed count those that the output
-depends on. *Trains*: three SGD steps with finite gradients. The sample is every k-th name of the zoo's list
-(torchvision, timm, Hugging Face), less what exceeds the size limit, and is the same for both. Finished rows
-are kept: a second call continues, ``--fresh`` starts anew.
+each tool and model in a process of its own:
+
+prunes  the tool returns a model
+runs    whose outputs have the original's shapes
+exact   it equals the model whose removed channels are masked, at most 1e-9 apart in float64, also at another
+        batch size. For us that is the compiled model that a user fine-tunes; for Torch-Pruning, which has none,
+        the original with what it removed set to zero, by the reading that suits it best
+        (``removed_channels.py``), under the best of its documented recipes (``peer_recipe.py``)
+trains  three SGD steps with finite gradients in train mode (Torch-Pruning: or in eval mode, should auxiliary
+        classifiers that its eval-mode graph does not reach stand in the way)
+
+Parameters removed: of the result, those that the output depends on count. The sample is every k-th name of the
+zoo's list (torchvision, timm, Hugging Face), less what exceeds the size limit, and is the same for both.
+Finished rows are kept: a second call continues, ``--fresh`` starts anew.
 """
 
 from __future__ import annotations
@@ -38,13 +44,13 @@ from benchmarks.zoo_case import Settings
 OURS, PEER = "fxcompress", "Torch-Pruning"
 MODULES = {OURS: "benchmarks.zoo_case", PEER: "benchmarks.zoo_peer_case"}
 SETS = {"tv": "torchvision", "timm": "timm", "hf": "Hugging Face"}
-COUNTS = ("runs", "exact", "trains", "runs, at least 20 % removed", "runs, at least 40 % removed")
+COUNTS = ("prunes", "runs", "exact", "trains", "runs, at least 20 % removed", "runs, at least 40 % removed")
 EXACT_AND_40 = "exact, at least 40 % removed"
 CLOSE = 0.01
 """Shares of parameters removed that differ by less are called equal."""
 
 Row = dict[str, dict[str, Any]]
-"""Tool → what became of the model: ``runs``, ``exact``, ``trains``, ``removed`` (a share), ``obstacle``, …"""
+"""Tool → what became of the model: ``prunes``, ``runs``, ``exact``, ``trains``, ``removed`` (a share), ``obstacle``, …"""
 
 
 def sample(
@@ -77,6 +83,7 @@ def result_of(tool: str, name: str, options: argparse.Namespace, settings: Setti
     errors = [found.get("error64"), found.get("error64_other_batch")]
     kept = {key: found[key] for key in ("sensitivity", "reading", "recipe", "parameters") if found.get(key)}
     return kept | {
+        "prunes": bool(found.get("prunes", runs)),
         "runs": runs,
         "exact": bool(found.get("exact")),
         "trains": bool(found.get("trains")),
@@ -92,8 +99,8 @@ def summarize(rows: dict[str, Row]) -> dict[str, Any]:
     def counts(tool: str, chosen: Sequence[Row]) -> dict[str, int]:
         mine = [row[tool] for row in chosen]
         share = [result["removed"] or 0.0 for result in mine]
-        found = {key: sum(result[key] for result in mine) for key in COUNTS[:3]}
-        for key, least in zip(COUNTS[3:], (0.2, 0.4), strict=True):
+        found = {key: sum(result[key] for result in mine) for key in COUNTS[:4]}
+        for key, least in zip(COUNTS[4:], (0.2, 0.4), strict=True):
             found[key] = sum(part >= least for part in share)
         exact = [result["exact"] for result in mine]
         return found | {EXACT_AND_40: sum(e and s >= 0.4 for e, s in zip(exact, share, strict=True))}
@@ -164,7 +171,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--at-most", type=float, default=32.0, metavar="M", help="million parameters")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--time-limit", type=float, default=240.0, metavar="S", help="seconds per model and tool"
+        "--time-limit", type=float, default=900.0, metavar="S", help="seconds per model and tool"
     )
     parser.add_argument("--memory-limit", type=float, default=22.0, metavar="GIB", help="address space")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")

@@ -117,7 +117,8 @@ def row_of(subject: Subject, recipe: str, settings: Settings) -> PeerRow:
         left = survivors(small)
         row.prunes, row.seconds = True, {"prune": round(time.perf_counter() - start, 3)}
         stage = "run"
-        row.parameters = (count_parameters(subject.model), _used(small, subject.example))
+        used = sum(parameter.numel() for parameter in _used(small, subject.example))
+        row.parameters = (count_parameters(subject.model), used)
         _check_shapes(subject, small)
         row.runs, stage = True, "float64"
         _check(row, subject, small, left)
@@ -145,7 +146,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TimeLimit(f"not done after {seconds:g} s of processor time")
 
     previous = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)  # again, should a bare ``except`` swallow it
     try:
         yield
     finally:
@@ -153,13 +154,12 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, previous)
 
 
-def _used(model: nn.Module, example: tuple[Any, ...]) -> int:
-    """How many parameters the output depends on: ours drops the others (auxiliary classifiers), too."""
+def _used(model: nn.Module, example: tuple[Any, ...]) -> list[nn.Parameter]:
+    """Parameters that the output depends on: ours drops the others (auxiliary classifiers), too."""
+    parameters = list(model.parameters())
     leaves = [y for y in tree_leaves(model(*example)) if isinstance(y, Tensor) and y.requires_grad]
-    gradients = torch.autograd.grad(
-        [y.sum() for y in leaves], list(model.parameters()), allow_unused=True, materialize_grads=False
-    )
-    return sum(gradient.numel() for gradient in gradients if gradient is not None)
+    gradients = torch.autograd.grad([y.sum() for y in leaves], parameters, allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
 def _check_shapes(subject: Subject, small: nn.Module) -> None:
@@ -194,10 +194,9 @@ def _check(row: PeerRow, subject: Subject, small: nn.Module, left: dict[str, Ten
 def _training(small: nn.Module, subject: Subject) -> str:
     """Why three steps fail ("" if they do not): in train mode or, generously, in eval mode."""
     batch = subject.other if subject.other is not None else subject.example
-    leaves = [y for y in tree_leaves(small(*subject.example)) if isinstance(y, Tensor) and y.requires_grad]
-    used = torch.autograd.grad([y.sum() for y in leaves], list(small.parameters()), allow_unused=True)
-    for parameter, gradient in zip(list(small.parameters()), used, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    used = {id(parameter) for parameter in _used(small, subject.example)}
+    for parameter in small.parameters():
+        parameter.requires_grad_(id(parameter) in used)
     found = ""
     for mode in (True, False):
         try:

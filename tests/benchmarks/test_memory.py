@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import memory, memory_case
 from benchmarks.memory_case import COMPRESS, TRAIN, measured, of_inference, of_work, tiny
+from benchmarks.results_file import read_json
 from fxcompress.graph.cost import count_bytes
 
 MIB = 2**20
@@ -65,7 +66,7 @@ def test_an_obstacle_is_the_result(tmp_path: Path) -> None:
     (tmp_path / "zoo.py").write_text("def cases(sets):\n    return iter(())\n", encoding="utf-8")
     asked = f'{{"zoo": "{tmp_path}", "kind": "training", "tool": "plain", "model": "tv/none", "batch": 1}}'
     memory_case.main(asked, str(tmp_path / "row.json"))
-    row = memory.read_json(tmp_path / "row.json")
+    row = read_json(tmp_path / "row.json")
     assert row == {"obstacle": "LookupError: the zoo has no model named 'tv/none'"}
 
 

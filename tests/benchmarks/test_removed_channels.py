@@ -41,10 +41,8 @@ def test_removed_channels_of_a_convnet_are_the_zeros_of_the_masked_one() -> None
     keep(small.first, kept, {"weight": 0, "bias": 0})
     keep(small.norm, kept, {"weight": 0, "bias": 0})
     keep(small.second, kept, {"weight": 1})
-    small.norm.running_mean, small.norm.running_var = (
-        statistic[kept]
-        for statistic in (model.norm.running_mean, model.norm.running_var)  # type: ignore[index]
-    )
+    for name in ("running_mean", "running_var"):
+        small.norm.register_buffer(name, model.norm.get_buffer(name)[kept])
     left = survivors(small)
     assert left["norm.bias"].tolist() == kept
     assert left["second.weight"].shape == (4, 3, 3, 3)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import zoo_peer, zoo_peer_case
-from benchmarks.peer_recipe import HEAD_DIMS, NO_HEADS, PLAIN, WHOLE_HEADS, hints_of
+from benchmarks.peer_recipe import HEAD_DIMS, NO_HEADS, PLAIN, WHOLE_HEADS, hints_of, step
 from benchmarks.results_file import read_json, write_json
 from benchmarks.zoo_case import Settings
 from benchmarks.zoo_peer import OURS, PEER
@@ -58,12 +58,12 @@ def test_a_convnet_gets_its_due() -> None:
 
 def test_a_result_that_is_no_masked_model_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch_pruning")
-    honest = zoo_peer_case.step
+    honest = step
 
     def careless(model: Small, pruner: Any, hints: Any) -> None:
         honest(model, pruner, hints)
         with torch.no_grad():
-            model.norm.running_mean.add_(0.1)  # type: ignore[union-attr, operator]
+            model.norm.running_mean.add_(0.1)  # type: ignore[union-attr]
 
     monkeypatch.setattr(zoo_peer_case, "step", careless)
     row = row_of(subject_of("tv/small", Small, images, 0), PLAIN, Settings())
@@ -113,6 +113,7 @@ def test_the_sample_is_every_kth_name_less_the_big_ones() -> None:
 def result(exact: bool, removed: float | None, obstacle: str = "") -> dict[str, Any]:
     runs = removed is not None
     return {
+        "prunes": runs,
         "runs": runs,
         "exact": exact,
         "trains": runs,
@@ -135,11 +136,11 @@ def record() -> dict[str, Any]:
 def test_both_are_counted_alike() -> None:
     summary = record()["summary"]
     assert summary[OURS] == {
-        "runs": 4, "exact": 4, "trains": 4, "runs, at least 20 % removed": 4,
+        "prunes": 4, "runs": 4, "exact": 4, "trains": 4, "runs, at least 20 % removed": 4,
         "runs, at least 40 % removed": 3, "exact, at least 40 % removed": 3,
     }  # fmt: skip
     assert summary[PEER] == {
-        "runs": 3, "exact": 2, "trains": 3, "runs, at least 20 % removed": 3,
+        "prunes": 3, "runs": 3, "exact": 2, "trains": 3, "runs, at least 20 % removed": 3,
         "runs, at least 40 % removed": 3, "exact, at least 40 % removed": 2,
     }  # fmt: skip
     assert summary["sets"]["tv"] == {"models": 2, OURS: 2, PEER: 2}
