@@ -9,14 +9,14 @@ each tool and model in a process of its own:
 prunes  the tool returns a model
 runs    whose outputs have the original's shapes
 exact   it equals the model whose removed channels are masked, at most 1e-9 apart in float64, also at another
-        batch size. For us that is the compiled model that a user fine-tunes; for Torch-Pruning, which has none,
-        the original with what it removed set to zero, by the reading that suits it best
+        batch size. For us that is the compiled model that a user fine-tunes; for Torch-Pruning, which has
+        none, the original with what it removed set to zero, by the reading that suits it best
         (``removed_channels.py``), under the best of its documented recipes (``peer_recipe.py``)
 trains  three SGD steps with finite gradients in train mode (Torch-Pruning: or in eval mode, should auxiliary
         classifiers that its eval-mode graph does not reach stand in the way)
 
-Parameters removed: of the result, those that the output depends on count. The sample is every k-th name of the
-zoo's list (torchvision, timm, Hugging Face), less what exceeds the size limit, and is the same for both.
+Parameters removed: of the result, those that the output depends on count. The sample is every k-th name of
+the zoo's list (torchvision, timm, Hugging Face), less what exceeds the size limit, and is the same for both.
 Finished rows are kept: a second call continues, ``--fresh`` starts anew.
 """
 
@@ -50,7 +50,7 @@ CLOSE = 0.01
 """Shares of parameters removed that differ by less are called equal."""
 
 Row = dict[str, dict[str, Any]]
-"""Tool → what became of the model: ``prunes``, ``runs``, ``exact``, ``trains``, ``removed`` (a share), ``obstacle``, …"""
+"""Tool → what became of the model: ``prunes``, …, ``trains``, ``removed`` (a share), ``obstacle``."""
 
 
 def sample(
