@@ -108,7 +108,7 @@ def _compress_table(rows: dict[str, Row]) -> list[str]:
     ]
     lines = [
         "Peak memory of compressing (half of the channels) over what was resident with the model built, in "
-        "times the model's own bytes. Imports, not counted, take "
+        "times the model's own bytes. Imports, the benchmark's included, are not counted: "
         f"{imports[0]} MiB (fxcompress) and {imports[2]} MiB (Torch-Pruning).",
         "",
         f"| model | MiB | {' | '.join(COMPRESS)} |",
