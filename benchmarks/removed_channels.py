@@ -7,8 +7,9 @@ channel is zero and nobody sees it. That is what Torch-Pruning itself calls prun
 and its ``tests/test_soft_pruning.py``).
 
 A channel that is zero still counts in a normalization over the channels. So there is a second, more generous
-reading, ``kept_statistics``: layer, group and RMS norms count the channels that are left, and attention whose
-scale is not given divides by the square root of the width that is left of a head.
+reading, ``kept_statistics``: layer, group and RMS norms, and means inside a module that scales channels,
+count the channels that are left, and attention whose scale is not given divides by the square root of the
+width that is left of a head.
 """
 
 from __future__ import annotations
@@ -85,15 +86,15 @@ class Masked:
             masked = nn.Parameter(parameter.detach() * mask)
             owner, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(owner), attribute, masked)
-            if parameter.ndim == 1 and not mask.all():
-                self._kept[id(masked)] = mask.nonzero().flatten()
+            if parameter.numel() == max(parameter.shape, default=0) and not mask.all():
+                self._kept[id(masked)] = mask.flatten().nonzero().flatten()
 
     def __call__(self, inputs: tuple[Any, ...], kept_statistics: bool) -> Any:
         """Run on float64 ``inputs``; ``kept_statistics`` as the module docstring says."""
         with Float64() as mode, ExitStack() as stack, torch.no_grad():
             if kept_statistics:
                 stack.enter_context(self._norms_of_the_kept())
-                stack.enter_context(self._written_out_rms_norms(mode))
+                stack.enter_context(self._written_out_norms(mode))
             return self.model(*inputs)
 
     @contextmanager
@@ -138,7 +139,7 @@ class Masked:
             yield
 
     @contextmanager
-    def _written_out_rms_norms(self, mode: Float64) -> Iterator[None]:
+    def _written_out_norms(self, mode: Float64) -> Iterator[None]:
         """In a module of its own that scales by a pruned vector, means count the channels that are left."""
         hooks = []
         for module in self.model.modules():

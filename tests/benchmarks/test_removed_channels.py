@@ -57,13 +57,18 @@ def test_removed_channels_of_a_convnet_are_the_zeros_of_the_masked_one() -> None
 
 
 class Normalized(nn.Module):
-    """A linear layer, one of three norms over its outputs, a linear layer."""
+    """A linear layer, one of four norms over its outputs, a linear layer."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
-        self.norm = {"layer": nn.LayerNorm(8), "group": nn.GroupNorm(2, 8), "written out": WrittenOut()}[kind]
+        self.norm = {
+            "layer": nn.LayerNorm(8),
+            "group": nn.GroupNorm(2, 8),
+            "written out": WrittenOut(),
+            "response": Response(),
+        }[kind]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.second(self.norm(self.first(x)))
@@ -82,7 +87,19 @@ class WrittenOut(nn.Module):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["layer", "group", "written out"])
+class Response(nn.Module):
+    """ConvNeXt V2's response normalization, its weight one value a channel in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(1, 1, 8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=0, keepdim=True)
+        return (self.weight * (x * size / (size.mean(-1, keepdim=True) + 1e-6)) + x).squeeze(0)
+
+
+@pytest.mark.parametrize("kind", ["layer", "group", "written out", "response"])
 def test_norms_over_the_kept_channels_are_the_generous_reading(kind: str) -> None:
     model, x = Normalized(kind).eval(), torch.randn(5, 4)
     randomize(model, 1, (x,))
@@ -91,7 +108,7 @@ def test_norms_over_the_kept_channels_are_the_generous_reading(kind: str) -> Non
     kept = [0, 3, 5, 6]  # two of each group
     keep(small.first, kept, {"weight": 0, "bias": 0})
     keep(small.second, kept, {"weight": 1})
-    keep(small.norm, kept, {name: 0 for name, _ in model.norm.named_parameters()})
+    keep(small.norm, kept, {name: p.ndim - 1 for name, p in model.norm.named_parameters()})
     if isinstance(small.norm, nn.LayerNorm):
         small.norm.normalized_shape = (4,)
     elif isinstance(small.norm, nn.GroupNorm):
