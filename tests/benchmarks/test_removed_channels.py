@@ -96,7 +96,8 @@ class Response(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(x, dim=0, keepdim=True)
-        return (self.weight * (x * size / (size.mean(-1, keepdim=True) + 1e-6)) + x).squeeze(0)
+        y: Tensor = self.weight * (x * size / (size.mean(-1, keepdim=True) + 1e-6)) + x
+        return y.squeeze(0)
 
 
 @pytest.mark.parametrize("kind", ["layer", "group", "written out", "response"])
