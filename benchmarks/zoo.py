@@ -105,7 +105,14 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -> Row:
-    """Run one model in a fresh interpreter; a crash or a missed time limit becomes the row's obstacle.
+    """Run one model in a fresh interpreter; a crash or a missed time limit becomes the row's obstacle."""
+    return row_from({"name": name} | case_in_process("benchmarks.zoo_case", name, options, asdict(settings)))
+
+
+def case_in_process(
+    module: str, name: str, options: argparse.Namespace, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Run ``module``'s case ``name`` in a fresh interpreter and return its row, or ``{"obstacle": …}``.
 
     One thread: float64 grouped convolutions start a parallel region per group, a hundred times slower when
     the cores are shared. Use ``--jobs`` for more cores.
@@ -114,11 +121,11 @@ def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -
         "zoo": str(options.zoo.resolve()),
         "name": name,
         "memory_gib": options.memory_limit,
-        "settings": asdict(settings),
+        "settings": settings,
     }
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "benchmarks.zoo_case", json.dumps(asked), str(result)]
+        command = [sys.executable, "-m", module, json.dumps(asked), str(result)]
         try:
             done = subprocess.run(
                 command,
@@ -130,11 +137,11 @@ def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Row(name, obstacle=f"time limit: not done after {options.time_limit:g} s")
+            return {"obstacle": f"time limit: not done after {options.time_limit:g} s"}
         if result.exists():
-            return row_from(read_json(result))
+            return read_json(result)
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return Row(name, obstacle=f"crash: exit status {done.returncode}: {last}"[:300])
+        return {"obstacle": f"crash: exit status {done.returncode}: {last}"[:300]}
 
 
 def row_from(record: dict[str, Any]) -> Row:

@@ -132,7 +132,9 @@ def _run(
         del double
     if settings.train:
         with _stage(row, "train"):
-            row.trains = _trains(row, small, one_more(example) if batch_is_dynamic else example)
+            found = training_obstacle(small.train(), one_more(example) if batch_is_dynamic else example)
+            row.trains = not found
+            row.obstacle = row.obstacle or (f"train: {found}" if found else "")
 
 
 def _insert(
@@ -169,28 +171,30 @@ def _speed_up32(row: Row, masked: CompiledModule, example: tuple[Any, ...]) -> n
 def _check_float64(
     row: Row, masked: CompiledModule, example: tuple[Any, ...], batch_is_dynamic: bool
 ) -> None:
-    expected = masked(*example)
-    other = one_more(example) if batch_is_dynamic else None
-    expected_other = masked(*other) if other is not None else None
-    if other is not None:
-        row.sensitivity = sensitivity(expected_other)
-    else:
-        row.sensitivity = relative_error(expected, masked(*mirrored(example)))
+    batches = [example, one_more(example)] if batch_is_dynamic else [example]
+    expected = [masked(*inputs) for inputs in batches]
+    mirror = None if batch_is_dynamic else masked(*mirrored(example))
     small = fxcompress.speedup(masked, example, verify=False)
-    row.error64 = relative_error(expected, small(*example))
-    errors = [row.error64]
-    if other is not None:
-        row.error64_other_batch = relative_error(expected_other, small(*other))
-        errors.append(row.error64_other_batch)
-    allowed = max(EXACT64 * min(1.0, row.sensitivity), ROUNDING)
-    row.exact = row.sensitivity >= SENSITIVE and max(errors) <= allowed
+    errors = [relative_error(old, small(*inputs)) for old, inputs in zip(expected, batches, strict=True)]
+    row.error64, row.error64_other_batch = errors[0], errors[1] if batch_is_dynamic else None
+    row.exact, row.sensitivity = verdict(expected, mirror, max(errors))
     if not row.exact:
         row.obstacle = f"float64: relative error {max(errors):.1e}, sensitivity {row.sensitivity:.1e}"
 
 
-def _trains(row: Row, small: nn.Module, example: tuple[Any, ...]) -> bool:
-    """Whether three SGD steps in train mode stay finite, with a finite gradient for every parameter."""
-    small.train()
+def verdict(expected: list[Any], mirror: Any, error: float) -> tuple[bool, float]:
+    """Whether a relative ``error`` in float64 is exact, and how much the outputs depend on the input.
+
+    ``expected`` are the outputs at the example's batch size and, where that is dynamic, at one more; if not,
+    ``mirror`` are those of the mirrored example.
+    """
+    sensitive = sensitivity(expected[1]) if len(expected) > 1 else relative_error(expected[0], mirror)
+    allowed = max(EXACT64 * min(1.0, sensitive), ROUNDING)
+    return sensitive >= SENSITIVE and error <= allowed, sensitive
+
+
+def training_obstacle(small: nn.Module, example: tuple[Any, ...]) -> str:
+    """Why three SGD steps do not stay finite, with a finite gradient for every parameter; "" if they do."""
     parameters = {name: p for name, p in small.named_parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-5)
     for _ in range(3):
@@ -199,10 +203,9 @@ def _trains(row: Row, small: nn.Module, example: tuple[Any, ...]) -> bool:
         loss.backward()
         bad = [name for name, p in parameters.items() if p.grad is None or not bool(p.grad.isfinite().all())]
         if bad or not bool(loss.isfinite()):
-            row.obstacle = row.obstacle or f"train: no finite gradient for {bad[0] if bad else 'the loss'}"
-            return False
+            return f"no finite gradient for {bad[0] if bad else 'the loss'}"
         optimizer.step()
-    return True
+    return ""
 
 
 def _loss(outputs: Any) -> Tensor:
