@@ -36,7 +36,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks.results_file import RESULTS, machine_facts, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, RESULTS, machine_facts, read_json, write_json
 from benchmarks.subject import load_zoo
 from benchmarks.zoo import case_in_process
 from benchmarks.zoo_case import Settings
@@ -185,7 +185,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both tools over the sample, record as rows come; returns 1 if ours is not exact somewhere."""
+    """Run both tools over the sample, record as rows come; ``GOAL_MISSED`` if ours is not exact somewhere."""
     options = parse_options(arguments)
     settings = Settings(train=True, seed=options.seed)
     names, too_big = sample(load_zoo(options.zoo).cases(tuple(options.sets)), options.every, options.at_most)
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(f"{name}: {tool} {state} {result['removed'] or 0:.0%} {result['obstacle']}", markup=False)
     _write(options.json, head, rows)
     show(markdown(read_json(options.json)), markup=False)
-    return 0 if all(row[OURS]["exact"] for row in rows.values()) else 1
+    return 0 if all(row[OURS]["exact"] for row in rows.values()) else GOAL_MISSED
 
 
 def _write(path: Path, head: dict[str, Any], rows: dict[str, Row]) -> None:
