@@ -46,9 +46,6 @@ class CompiledModule(fx.GraphModule):
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...]
     batch_is_dynamic: bool
-    reads_sizes: bool
-    """Whether the model's code computes with sizes, which are those of the example in the graph: calls with
-    others warn (``graph.sizes``)."""
     origin: Mapping[str, tuple[torch.Tensor | None, ...]]
     """On a module that ``speedup`` made: parameter → per dimension the slices (indices, ascending) of the
     parameter of the masked module that it consists of, ``None`` for all of them. Parameters made anew are
@@ -75,14 +72,19 @@ class CompiledModule(fx.GraphModule):
         self.example_inputs = ((), {})
         self.notes = ()
         self.batch_is_dynamic = False
-        self.reads_sizes = False
         self.origin = {}
         self.report = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.reads_sizes and not torch.compiler.is_compiling():
-            self._size_check(args, kwargs)
-        return super().__call__(*args, **kwargs)
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether the model's code computes with sizes, which are those of the example in the graph: calls
+        with others warn (``graph.sizes``)."""
+        return _check_sizes in self._forward_pre_hooks.values()
+
+    @reads_sizes.setter
+    def reads_sizes(self, value: bool) -> None:
+        if value and not self.reads_sizes:
+            self.register_forward_pre_hook(_check_sizes, with_kwargs=True)
 
     @functools.cached_property
     def _size_check(self) -> SizeCheck:
@@ -117,6 +119,11 @@ class CompiledModule(fx.GraphModule):
 
 def _class_name(module: nn.Module) -> str:
     return str(module._get_name())
+
+
+def _check_sizes(module: CompiledModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not torch.compiler.is_compiling():
+        module._size_check(args, kwargs)
 
 
 def _copy_facts(source: CompiledModule, target: CompiledModule) -> None:

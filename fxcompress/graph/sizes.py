@@ -125,7 +125,7 @@ class SizeCheck:
                 "those of the example in their place, so results may be wrong; compile the model with "
                 "example_inputs of these sizes",
                 SizeWarning,
-                stacklevel=6,
+                stacklevel=9,
             )
 
 

@@ -181,7 +181,7 @@ def test_what_is_worth_it_goes_without_being_asked() -> None:
 
 
 def test_the_costs_are_the_recorded_ones() -> None:
-    record = json.loads((RESULTS / "compaction.json").read_text(encoding="utf-8"))
+    record = json.loads((RESULTS / "long" / "compaction.json").read_text(encoding="utf-8"))
     assert Costs(**record["costs"]) == COSTS
 
 
