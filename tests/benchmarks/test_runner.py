@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_whole_files_and_no_process(tmp_path: Path) -> None:
 
 
 def test_the_plan_fits_the_hour_and_names_modules_with_a_table() -> None:
-    assert sum(benchmark.minutes for benchmark in PLAN) <= 50
+    assert sum(benchmark.minutes for benchmark in PLAN) < 60
     for benchmark in PLAN:
         source = (ROOT / f"{benchmark.runs.replace('.', '/')}.py").read_text(encoding="utf-8")
         assert "markdown" in source
