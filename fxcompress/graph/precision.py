@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.graph.module import CompiledModule
 
+M = TypeVar("M", bound=nn.Module)
 _WIDE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -30,7 +31,7 @@ class Float64(fx.Interpreter):
     """
 
     def __init__(self, module: CompiledModule) -> None:
-        super().__init__(float64_copy(module) if _writes(module.graph) else module)
+        super().__init__(module)
         calls = Counter(
             str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")
         )
@@ -80,7 +81,7 @@ def float64_copy(module: CompiledModule) -> CompiledModule:
     return twin
 
 
-def _wide_copy(module: Any) -> Any:
+def _wide_copy(module: M) -> M:
     """A deep copy whose tensors are wide; no narrow copies are made on the way."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -89,12 +90,6 @@ def _wide_copy(module: Any) -> Any:
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(wide, tensor.requires_grad) if is_parameter else wide
     return copy.deepcopy(module, memo)
-
-
-def _writes(graph: fx.Graph) -> bool:
-    """Whether an operator of the graph writes to a tensor that others may read."""
-    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
-    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def to_float64(values: Any) -> Any:
