@@ -17,7 +17,7 @@ from fxcompress.errors import PassError, SpeedupError
 from fxcompress.graph.calls import TensorInfo
 from fxcompress.graph.inputs import Inputs, copied
 from fxcompress.graph.module import CompiledModule, eval_mode
-from fxcompress.graph.precision import float64_copy, relative_difference, to_float64
+from fxcompress.graph.precision import Float64, relative_difference
 
 TOLERANCE = 1e-9
 """Relative to the output's largest magnitude, in float64."""
@@ -32,10 +32,10 @@ def tolerance(module: CompiledModule) -> float:
 
 
 def check_graph(module: CompiledModule, inputs: Inputs, passes: tuple[str, ...] = ()) -> list[Any]:
-    """Lint the graph and run it in eval mode; every tensor must have the shape and kind its node says.
+    """Lint the graph and run it in eval mode and float64; every tensor must have the shape and kind its node
+    says.
 
     Args:
-        module: on which ``inputs`` can be run (see ``float64_copy``).
         passes: names of the passes that ran, for the message.
 
     Returns:
@@ -49,13 +49,18 @@ def check_graph(module: CompiledModule, inputs: Inputs, passes: tuple[str, ...] 
         module.graph.lint()
     except RuntimeError as error:
         raise PassError(f"{after}the graph does not lint: {error}") from error
-    info = getattr(module.graph._codegen, "pytree_info", None)
+    return _run(_Checked(module, after), inputs)
+
+
+def _run(runner: Float64, inputs: Inputs) -> list[Any]:
+    """The leaves of what ``runner`` makes of the inputs of its module, in eval mode."""
+    info = getattr(runner.graph._codegen, "pytree_info", None)
     leaves = inputs[0] if info is None else fx_pytree.tree_flatten_spec(inputs, info.in_spec)
-    with eval_mode(module), torch.no_grad():
-        return pytree.tree_leaves(_Checked(module, after).run(*leaves, enable_io_processing=False))
+    with eval_mode(runner.module), torch.no_grad():
+        return pytree.tree_leaves(runner.run(*leaves, enable_io_processing=False))
 
 
-class _Checked(fx.Interpreter):
+class _Checked(Float64):
     def __init__(self, module: CompiledModule, after: str) -> None:
         super().__init__(module)
         self._after = after
@@ -72,7 +77,6 @@ class _Checked(fx.Interpreter):
                 for got, want, free in zip(result.shape, expected.shape, expected.dynamic, strict=False)
                 if not free
             )
-            # The module may have been moved to another precision since it was captured.
             same_kind = result.is_floating_point() == expected.dtype.is_floating_point
             if not static or len(result.shape) != len(expected.shape) or not same_kind:
                 raise PassError(
@@ -109,13 +113,8 @@ def verify(
             than it says; ``passes`` are named as those that led there.
         SpeedupError: if the difference exceeds ``tolerance``.
     """
-    wide = to_float64(inputs)
-    args, kwargs = copied(wide)
-    twin = float64_copy(before).eval()
-    with torch.no_grad():
-        expected = pytree.tree_leaves(twin(*args, **kwargs))
-    del twin
-    got = check_graph(float64_copy(after), copied(wide), passes)
+    expected = _run(Float64(before), copied(inputs))
+    got = check_graph(after, copied(inputs), passes)
     difference = relative_difference(got, expected)
     if not difference <= tolerance:
         raise SpeedupError(

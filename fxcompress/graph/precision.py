@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections import Counter
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph.module import CompiledModule
 
+M = TypeVar("M", bound=nn.Module)
 _WIDE = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -20,30 +23,86 @@ _WIDE = {
 }
 
 
+class Float64(fx.Interpreter):
+    """Runs a compiled model in float64, also where its graph asks for a narrower float by name.
+
+    Weights are widened where they are read and forgotten again, so that at no time a second model is held.
+    The module is left as it is; called modules are copies of theirs. Inputs may be of any precision.
+    """
+
+    def __init__(self, module: CompiledModule) -> None:
+        super().__init__(module)
+        calls = Counter(
+            str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")
+        )
+        self._again = {target for target, count in calls.items() if count > 1}
+        self._copies: dict[nn.Module, nn.Module] = {}
+
+    def placeholder(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """The input, widened."""
+        return to_float64(super().placeholder(target, args, kwargs))
+
+    def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """The tensor as it is, or a wide copy of the module."""
+        value = super().get_attr(target, args, kwargs)
+        return self._wide(str(target), value) if isinstance(value, nn.Module) else value
+
+    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """The function of widened operands."""
+        return super().call_function(target, to_float64(args), to_float64(kwargs))
+
+    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """A wide copy of the module, of widened operands."""
+        called = self._wide(str(target), self.fetch_attr(str(target)))
+        return called(*to_float64(args), **to_float64(kwargs))
+
+    def output(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """What the graph returns, widened."""
+        return to_float64(super().output(target, args, kwargs))
+
+    def _wide(self, target: str, module: nn.Module) -> nn.Module:
+        """One copy for all calls, should the module change by them; else one that goes after its call."""
+        known = self._copies.get(module)
+        if known is not None:
+            return known
+        twin = _wide_copy(module)
+        if target in self._again:
+            self._copies[module] = twin
+        return twin
+
+
 def float64_copy(module: CompiledModule) -> CompiledModule:
     """A deep copy that computes in float64, also where the graph asks for a narrower float by name."""
-    twin = copy.deepcopy(module)
-    twin._apply(lambda tensor: tensor.to(_WIDE.get(tensor.dtype, tensor.dtype)))  # type: ignore[no-untyped-call]
+    twin = _wide_copy(module)
     for node in twin.graph.nodes:
-        node.args = _widened(node.args)
-        node.kwargs = _widened(node.kwargs)
+        node.args = to_float64(node.args)
+        node.kwargs = to_float64(node.kwargs)
     twin.recompile()
     return twin
 
 
-def _widened(arguments: Any) -> Any:
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(_widened(a) for a in arguments)
-    if isinstance(arguments, dict):
-        return {k: _widened(v) for k, v in arguments.items()}
-    return _WIDE.get(arguments, arguments) if isinstance(arguments, torch.dtype) else arguments
+def _wide_copy(module: M) -> M:
+    """A deep copy whose tensors are wide; no narrow copies are made on the way."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype in _WIDE:
+            wide = tensor.detach().to(_WIDE[tensor.dtype])
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(wide, tensor.requires_grad) if is_parameter else wide
+    return copy.deepcopy(module, memo)
 
 
-def to_float64(inputs: Any) -> Any:
-    """Floating-point tensors of a pytree as float64, complex ones as complex128, everything else as it is."""
-    return pytree.tree_map(
-        lambda x: x.to(_WIDE.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, inputs
-    )
+def to_float64(values: Any) -> Any:
+    """Floating-point tensors and dtypes among the leaves of a pytree as float64, complex ones as complex128,
+    everything else as it is.
+    """
+    return pytree.tree_map(_wide_value, values)
+
+
+def _wide_value(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return _WIDE.get(value, value)
+    return value.to(_WIDE.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 
 
 def relative_difference(got: Any, expected: Any) -> float:

@@ -29,6 +29,8 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 _WITH_BIAS = {"QGemm": 6, "MatMulIntegerToFloat": 6, "DynamicQuantizeMatMul": 4, "MatMulNBits": 5}
 """Kernels with a float result → the position of the bias that they may hold."""
 _FLOAT_RESULTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+_NAMED = 3
+"""Operators that are named beside the first of their kind; ``operators`` has all."""
 _VANISHING = MOVERS | {"Cast", "Dropout"}
 
 
@@ -74,7 +76,20 @@ class Lint:
         count = f"{kernels.total()} of {len(self.operators)} operators run on integers"
         listed = ", ".join(f"{number} {kernel}" for kernel, number in sorted(kernels.items()))
         lines = [f"{self.path.name}: {count}" + (f" ({listed})" if listed else "")]
-        return "\n".join([*lines, *(f"  {operator}" for operator in self.floats)])
+        return "\n".join([*lines, *self._told()])
+
+    def _told(self) -> Iterator[str]:
+        """The operators in float: of those of one type with one remedy the first, and which others."""
+        alike: dict[tuple[str, str], list[Operator]] = {}
+        for operator in self.floats:
+            remedy = "" if operator.reason is None else operator.reason.remedy
+            alike.setdefault((operator.op, remedy), []).append(operator)
+        for (op, _), (first, *others) in alike.items():
+            yield f"  {first}"
+            if others:
+                names = ", ".join(operator.layer for operator in others[:_NAMED])
+                more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+                yield f"    likewise {len(others)} {op}: {names}{more}"
 
 
 def lint(file: str | os.PathLike[str] | Optimized) -> Lint:

@@ -1,12 +1,19 @@
-"""Copies in float64: complex numbers widen too."""
+"""Float64: what runs wide, what is held meanwhile, and that complex numbers widen too."""
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fxcompress
-from fxcompress.graph.precision import float64_copy, relative_difference
+from fxcompress.graph.module import eval_mode
+from fxcompress.graph.precision import Float64, float64_copy, relative_difference, to_float64
+from tests.comparing import map_floats
+from tests.generator import random_case
 
 
 class Spectral(nn.Module):
@@ -47,3 +54,39 @@ def test_complex_results_are_compared_as_numbers() -> None:
     given = torch.randn(4, dtype=torch.cdouble)
     assert relative_difference(given * (1 + 1e-12), given) < 1e-11
     assert relative_difference(given + 1.0, given) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_runs_wide_is_what_a_wide_copy_computes(seed: int) -> None:
+    network, _ = random_case(seed)
+    model = network.model().float()
+    inputs = map_floats(Tensor.float, network.inputs(batch=2))
+    module = fxcompress.capture(model, inputs)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    flat = pytree.tree_leaves(module.example_inputs)
+    with eval_mode(module), torch.no_grad():
+        got = Float64(module).run(*flat, enable_io_processing=False)
+        args, kwargs = to_float64(module.example_inputs)
+        expected = float64_copy(module)(*args, **kwargs)
+    assert relative_difference(pytree.tree_leaves(got), pytree.tree_leaves(expected)) < 1e-14
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_one_layer_is_wide_at_a_time() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12))).eval()
+    module = fxcompress.capture(model, torch.randn(2, 8))
+    alive: list[int] = []
+    for name, layer in module.named_children():
+        assert isinstance(layer, nn.Linear), name
+        layer.register_forward_hook(lambda *_: alive.append(_wide_parameters()))
+    gc.collect()
+    others = _wide_parameters()
+    with torch.no_grad():
+        Float64(module).run(torch.randn(2, 8))
+    assert alive == [others + 2] * 12
+
+
+def _wide_parameters() -> int:
+    return sum(isinstance(o, nn.Parameter) and o.dtype == torch.float64 for o in gc.get_objects())

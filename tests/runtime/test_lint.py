@@ -427,3 +427,19 @@ def test_a_quantized_network_is_clean_and_its_layers_are_named(tmp_path: Path) -
 def test_the_float_islands_of_a_transformer_are_found(tmp_path: Path) -> None:
     found = lint(quantized(Encoder(), torch.zeros(2, 9, 32), tmp_path / "m.onnx"))
     assert {operator.op for operator in found.floats} == {"LayerNormalization", "Erf", "Div"}
+
+
+def test_operators_of_one_kind_with_one_remedy_are_told_together() -> None:
+    operators = tuple(
+        Operator(f"block{i}", f"node{i}", "Softmax", "Softmax", Reason(f"operand {i} is float", "quantize"))
+        for i in range(6)
+    )
+    other = Operator("head", "head", "Erf", "Erf", Reason("no kernel", "leave it"))
+    assert str(Lint(Path("m.onnx"), (*operators, other))).splitlines() == [
+        "m.onnx: 0 of 7 operators run on integers",
+        "  block0 (node0): Softmax as Softmax; operand 0 is float",
+        "    → quantize",
+        "    likewise 5 Softmax: block1, block2, block3, and 2 more",
+        "  head: Erf as Erf; no kernel",
+        "    → leave it",
+    ]
