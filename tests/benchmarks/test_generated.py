@@ -129,7 +129,7 @@ def test_the_page_says_when_and_what_is_not_of_this_run(tmp_path: Path) -> None:
     assert "| latency | done | 1.5 | all |" in made
     assert "| minilm | skipped: needs x (pip install x) | 0.0 |  |" in made
     sections = dict(re.findall(r"^## ([\w ]+)\n(.*?)(?=^## |\Z)", made, re.MULTILINE | re.DOTALL))
-    assert list(sections) == ["The run", "latency", "qat_step", "Long runs"]
+    assert list(sections) == ["The run", "qat_step", "latency", "Long runs"]
     assert "Not of the last run" not in sections["latency"]
     spread = "20.0 (10.0-30.0)"
     assert f"| forward | {spread} | {spread} | 1.250 | <= 1.05 | MISSED |" in sections["latency"]
