@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 from rich.console import Console
 
 from benchmarks.memory_case import COMPRESS, TRAIN
-from benchmarks.results_file import GOAL_MISSED, RESULTS, machine_facts, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, RESULTS, ROOT, machine_facts, read_json, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("tv/resnet18", "tv/resnet50", "tv/resnet152", "tv/vit_b_16")
 TRAINED, TRAINING_BATCH = "tv/resnet18", 16
 SERVED, SERVING_BATCH = "tv/resnet50", 8

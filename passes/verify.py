@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PassError, SpeedupError
 from fxcompress.graph.calls import TensorInfo
-from fxcompress.graph.inputs import Inputs, copied
+from fxcompress.graph.inputs import Inputs, copied, leaves_of
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.graph.precision import Float64, relative_difference
 
@@ -54,8 +53,7 @@ def check_graph(module: CompiledModule, inputs: Inputs, passes: tuple[str, ...] 
 
 def _run(runner: Float64, inputs: Inputs) -> list[Any]:
     """The leaves of what ``runner`` makes of the inputs of its module, in eval mode."""
-    info = getattr(runner.graph._codegen, "pytree_info", None)
-    leaves = inputs[0] if info is None else fx_pytree.tree_flatten_spec(inputs, info.in_spec)
+    leaves = leaves_of(runner.graph, inputs)
     with eval_mode(runner.module), torch.no_grad():
         return pytree.tree_leaves(runner.run(*leaves, enable_io_processing=False))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import logging
 import os
 import re
 import warnings
@@ -32,6 +31,7 @@ from fxcompress.export.stem import rewrite_stems
 from fxcompress.export.translations import translations_for
 from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
+from fxcompress.graph.quiet import quiet
 from fxcompress.passes.convert import convert, rounds_activations
 from fxcompress.passes.insert_fake_quant import quantizers
 from fxcompress.runtime.lint import Lint, lint
@@ -340,12 +340,6 @@ def _verify(parity: Parity, inputs: Inputs, open_rows: Sequence[int]) -> tuple[f
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's progress lines, warnings and log messages concern its developers."""
-    disabled = logging.root.manager.disable
-    told = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet():
         warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
+        yield

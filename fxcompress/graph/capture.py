@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +27,7 @@ from fxcompress.graph.canonical import canonicalize
 from fxcompress.graph.functionalize import NotFunctional, functionalize, restore_batch_norm
 from fxcompress.graph.inputs import Inputs, as_inputs, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode, mirror
+from fxcompress.graph.quiet import quiet
 from fxcompress.graph.raising import (
     LeafCalls,
     fixed_to_eval,
@@ -174,7 +173,7 @@ def _tracing(known: bool) -> Iterator[None]:
         torch.compiler.is_compiling = lambda: False
     try:
         # Looking up the cache of fake results costs more than the results do.
-        with _quiet(), _WithoutGuards(), _dynamo.config.patch(fake_tensor_cache_enabled=False):
+        with quiet(), _WithoutGuards(), _dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         torch.compiler.is_compiling = compiling
@@ -228,18 +227,6 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return {name: pytree.tree_map(of, value) for name, value in bound.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own account of a failed trace, logged and printed: the error says it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _with_batch_of_two(inputs: Inputs) -> Inputs:

@@ -1,4 +1,4 @@
-"""Find a plausible example input for a model from its first layers."""
+"""The inputs of a model: their forms, and a plausible example from its first layers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _BATCH = 2
+
+
+def leaves_of(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """The values of the placeholders of a captured ``graph``, in their order."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    return list(inputs[0] if info is None else fx_pytree.tree_flatten_spec(inputs, info.in_spec))
 
 
 def as_inputs(example_inputs: Any) -> Inputs:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
-from torch.fx import _pytree as fx_pytree
 
-from fxcompress.graph.inputs import Inputs
+from fxcompress.graph.inputs import Inputs, leaves_of
 from fxcompress.graph.module import CompiledModule
 
 
@@ -39,7 +38,5 @@ class Walk:
 
 def _run(module: CompiledModule, batch: Inputs) -> fx.Interpreter:
     run = fx.Interpreter(module, garbage_collect_values=False)
-    info = getattr(module.graph._codegen, "pytree_info", None)
-    leaves = batch[0] if info is None else fx_pytree.tree_flatten_spec(batch, info.in_spec)
-    run.args_iter = iter(leaves)
+    run.args_iter = iter(leaves_of(module.graph, batch))
     return run

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx import _pytree as fx_pytree
 from torch.fx.node import Argument, Target
 
 from fxcompress import ops
 from fxcompress.errors import FxcompressError
+from fxcompress.graph import inputs
 from fxcompress.graph.calls import call_of
 from fxcompress.graph.module import CompiledModule
 from fxcompress.training.batches import inputs_of
@@ -140,9 +140,7 @@ def leaves_of(module: CompiledModule, batches: Iterable[Any]) -> list[list[Any]]
     Raises:
         FxcompressError: if there are none.
     """
-    info = getattr(module.graph._codegen, "pytree_info", None)
-    given = (inputs_of(module, batch) for batch in batches)
-    leaves = [list(x[0] if info is None else fx_pytree.tree_flatten_spec(x, info.in_spec)) for x in given]
+    leaves = [inputs.leaves_of(module.graph, inputs_of(module, batch)) for batch in batches]
     if not leaves:
         raise FxcompressError("data: expected at least one batch to measure errors on, got none")
     return leaves
