@@ -20,7 +20,7 @@ from tests.helpers import ready
 from tests.runtime.networks import needs_vnni
 
 PTQ = [{"quant_bits": 8, "quantizer": "ptq"}]
-S2D, PAD = "SpaceToDepth", "Pad"
+FOLD, PAD = "Reshape", "Pad"
 
 
 def operators(path: Path) -> list[str]:
@@ -45,35 +45,40 @@ def both(
 
 
 def network(channels: int, **convolution: Any) -> nn.Module:
-    return ready(
-        nn.Sequential(
-            nn.Conv2d(channels, 16, **convolution), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1)
-        )
-    )
+    width = convolution.pop("out_channels", 16)
+    first = nn.Conv2d(channels, width, **convolution)
+    return ready(nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 1)))
 
 
 CASES = [
-    (S2D, 3, (32, 32), {"kernel_size": 3, "stride": 2, "padding": 1}),
-    (S2D, 3, (32, 32), {"kernel_size": 7, "stride": 2, "padding": 3}),
-    (S2D, 3, (32, 30), {"kernel_size": 5, "stride": 2}),
-    (S2D, 1, (36, 36), {"kernel_size": (3, 5), "stride": 2, "padding": (0, 2)}),
-    (S2D, 2, (32, 32), {"kernel_size": (6, 4), "stride": 2, "padding": (1, 3)}),
-    (PAD, 3, (33, 32), {"kernel_size": 3, "stride": 2, "padding": 1}),  # no whole blocks
-    (PAD, 3, (32, 32), {"kernel_size": 3, "padding": 1}),
-    (PAD, 1, (9, 9), {"kernel_size": (3, 1), "padding": 1}),
-    (None, 3, (33, 33), {"kernel_size": 7, "stride": 2}),
-    (None, 3, (32, 32), {"kernel_size": 11, "stride": 4, "padding": 2}),
-    (None, 3, (32, 32), {"kernel_size": 2, "stride": 2}),  # patches
-    (None, 3, (32, 32), {"kernel_size": 3, "padding": 2, "dilation": 2}),
-    (None, 3, (32, 32), {"kernel_size": 1}),
-    (None, 4, (32, 32), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    # Kernel, stride, what columns make of it: FOLD once for the image, once for what several outputs give.
+    ([FOLD, FOLD], 3, (32, 32), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ([FOLD, FOLD], 3, (33, 32), {"kernel_size": 7, "stride": 2, "padding": 3, "bias": False}),
+    ([FOLD, FOLD], 3, (32, 36), {"kernel_size": 5, "stride": 2, "padding": (0, 2)}),
+    ([FOLD, FOLD], 1, (36, 36), {"kernel_size": (3, 5), "stride": 2, "padding": (0, 2)}),
+    ([FOLD, FOLD], 2, (32, 32), {"kernel_size": (6, 4), "stride": (3, 2), "padding": (1, 3)}),
+    ([FOLD, FOLD], 3, (30, 32), {"kernel_size": 3, "padding": 1}),
+    ([FOLD, FOLD], 3, (32, 32), {"kernel_size": 7, "padding": 3}),
+    ([FOLD], 3, (32, 32), {"kernel_size": 7, "stride": 4, "padding": 3}),
+    ([FOLD], 3, (32, 32), {"kernel_size": 4, "stride": 4}),  # patches
+    ([FOLD, FOLD], 3, (32, 32), {"kernel_size": 2, "stride": 2}),
+    ([PAD], 3, (32, 33), {"kernel_size": 3, "stride": 2, "padding": 1}),  # columns do not come out even
+    ([PAD], 3, (32, 32), {"kernel_size": 3}),
+    ([PAD], 3, (32, 32), {"kernel_size": 3, "padding": 1, "out_channels": 40}),  # four times as many outputs
+    ([PAD], 1, (9, 8), {"kernel_size": (3, 1), "padding": 1}),
+    ([], 3, (33, 33), {"kernel_size": 7, "stride": 2}),
+    ([], 3, (32, 32), {"kernel_size": 11, "stride": 4, "padding": 2}),
+    ([], 3, (33, 33), {"kernel_size": 3, "stride": 3}),  # patches
+    ([], 3, (32, 32), {"kernel_size": 3, "padding": 2, "dilation": 2}),
+    ([], 3, (32, 32), {"kernel_size": 1}),
+    ([], 4, (32, 32), {"kernel_size": 3, "stride": 2, "padding": 1}),
 ]
 
 
 @needs_vnni
 @pytest.mark.parametrize(("expected", "channels", "size", "convolution"), CASES)
 def test_a_first_convolution_gives_the_same_integers(
-    expected: str | None,
+    expected: list[str],
     channels: int,
     size: tuple[int, int],
     convolution: dict[str, Any],
@@ -82,8 +87,8 @@ def test_a_first_convolution_gives_the_same_integers(
 ) -> None:
     torch.manual_seed(0)
     images = torch.randn(3, channels, *size) + 0.4
-    report, found, (mine, plain) = both(network(channels, **convolution), images, tmp_path, monkeypatch)
-    assert [op for op in found if op in (S2D, PAD)] == ([expected] if expected else [])
+    report, found, (mine, plain) = both(network(channels, **dict(convolution)), images, tmp_path, monkeypatch)
+    assert [op for op in found if op in (FOLD, PAD)] == expected
     np.testing.assert_array_equal(mine, plain)
     assert report.lint.all_integer
     assert report.parity.mismatches == 0
@@ -110,8 +115,7 @@ def test_an_image_read_twice_and_few_channels_within_the_network(
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
     report, found, (mine, plain) = both(ready(TwoStems()), images, tmp_path, monkeypatch)
-    # SpaceToDepth behind an integer kernel would part it from its quantizer.
-    assert (found.count(S2D), found.count(PAD)) == (2, 1)
+    assert found.count(FOLD) == 6
     np.testing.assert_array_equal(mine, plain)
     assert report.lint.all_integer
     assert report.parity.mismatches == 0
@@ -133,12 +137,10 @@ class Normalizing(nn.Module):
 
 
 @needs_vnni
-def test_an_image_normalized_in_float_is_taken_in_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_normalized_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     _, found, (mine, plain) = both(ready(Normalizing()), torch.rand(2, 3, 32, 32), tmp_path, monkeypatch)
-    assert S2D in found
+    assert found.count(FOLD) == 2
     np.testing.assert_array_equal(mine, plain)
 
 
@@ -158,5 +160,5 @@ class Twice(nn.Module):
 def test_a_weight_that_two_calls_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     _, found, (mine, plain) = both(ready(Twice()), torch.randn(2, 3, 16, 16), tmp_path, monkeypatch)
-    assert not {S2D, PAD} & set(found)
+    assert not {FOLD, PAD} & set(found)
     np.testing.assert_array_equal(mine, plain)
