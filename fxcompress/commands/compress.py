@@ -22,6 +22,7 @@ from fxcompress.commands.comparison import Comparison, comparison_table, one_thr
 from fxcompress.commands.configs import add_config, naming, read_config
 from fxcompress.commands.found import Found, add_json, as_json
 from fxcompress.commands.options import (
+    add_amx,
     add_model,
     add_place,
     check_model,
@@ -79,6 +80,7 @@ def add_compress(commands: Commands) -> None:
         "--out", type=Path, default=Path("compressed"), metavar="FOLDER",
         help="for small.pt2, small.onnx, report.json and page.html (default: ./compressed)",
     )  # fmt: skip
+    add_amx(parser)
     add_json(parser)
     parser.set_defaults(run=run_compress)
 
@@ -246,7 +248,7 @@ class _Job:
         if not options.no_onnx:
             self._begin("export to ONNX, compare with onnxruntime")
             files = {"dense": elsewhere / "dense.onnx", "small": folder / "small.onnx"}
-            written = export_onnx(results.final, files["small"])
+            written = export_onnx(results.final, files["small"], amx=options.amx)
             facts["onnx"] = {
                 **onnx_facts(written),
                 "onnx": "small.onnx",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxcompress.commands.found import Found, add_json
-from fxcompress.commands.options import add_model, check_model, check_target, new_command
+from fxcompress.commands.options import add_amx, add_model, check_model, check_target, new_command
 
 if TYPE_CHECKING:
     from fxcompress.export.onnx import OnnxReport
@@ -30,6 +30,7 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("--opset", type=int, default=18, help="of the file, 18 to 21 (default: 18)")
     parser.add_argument("--fixed-batch", action="store_true", help="do not leave the batch size open")
     parser.add_argument("--no-verify", action="store_true", help="do not compare with onnxruntime")
+    add_amx(parser)
     add_json(parser)
     parser.set_defaults(run=run_export)
 
@@ -48,6 +49,7 @@ def run_export(options: argparse.Namespace) -> Found:
         opset_version=options.opset,
         verify=not options.no_verify,
         dynamic_batch=not options.fixed_batch,
+        amx=options.amx,
     )
     return Found({"model": options.model, **onnx_facts(report)}, tuple(onnx_lines(report, options.out)))
 
@@ -76,6 +78,7 @@ def onnx_facts(report: OnnxReport) -> dict[str, Any]:
         ],
         "parity": parity
         and {"elements": parity.elements, "mismatches": parity.mismatches, "floats": list(parity.floats)},
+        "for_amx": report.for_amx,
         "notes": list(report.notes),
     }
 
@@ -94,4 +97,6 @@ def onnx_lines(report: OnnxReport, path: Path) -> list[str]:
             f"largest output (batches of {batches})"
         )
     lines += [str(part) for part in (report.lint, report.parity) if part is not None]
+    if report.for_amx:
+        lines.append(f"{report.for_amx} convolutions are laid out for AMX (--no-amx: for processors without)")
     return [*lines, *(f"note: {note}" for note in report.notes)]

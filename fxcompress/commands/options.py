@@ -189,3 +189,9 @@ def add_inputs(parser: argparse.ArgumentParser, default: str) -> None:
 def add_place(parser: argparse.ArgumentParser, flag: str, what: str, *, required: bool = False) -> None:
     """An object of one's own code (``fxcompress.places``)."""
     parser.add_argument(flag, metavar="package.module:name", required=required, help=what)
+
+
+def add_amx(parser: argparse.ArgumentParser) -> None:
+    """For which processors an int8 file is laid out."""
+    text = "lay int8 convolutions out for processors with AMX (default: if this one has it)"
+    parser.add_argument("--amx", action=argparse.BooleanOptionalAction, default=None, help=text)

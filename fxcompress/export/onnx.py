@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, ExportError, first_line
 from fxcompress.export import specs
+from fxcompress.export.amx import has_amx, prefer_amx
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
 from fxcompress.export.stem import rewrite_stems
@@ -64,6 +65,8 @@ class OnnxReport:
     parity: RuntimeParity | None = None
     notes: tuple[str, ...] = ()
     """What could not be written as asked for, and what was written instead."""
+    for_amx: int = 0
+    """How many convolutions are laid out for processors with AMX, and others may run slower."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
+    amx: bool | None = None,
 ) -> OnnxReport:
     """Write ``module`` (compiled or any other) in eval mode to ``path``.
 
@@ -101,6 +105,8 @@ def export_onnx(
         input_names: of the file; by default those of the module's arguments.
         output_names: of the file; by default the keys of what the module returns, else those of operators.
         dynamic_batch: leave the first dimension of the inputs open where the model allows it.
+        amx: lay integer convolutions out for processors with AMX (``export.amx``); by default if this one
+            has it. The integers are the same everywhere, and slower where the choice does not fit.
 
     Raises:
         ExportError: names the operator that has no ONNX form, or the output that disagrees with its figures.
@@ -108,7 +114,7 @@ def export_onnx(
     """
     inputs = _inputs_of(module, example_inputs)
     simulated = module
-    is_quantized, bounded = False, True
+    is_quantized, bounded, for_amx = False, True, 0
     notes: tuple[str, ...] = ()
     if isinstance(module, CompiledModule) and quantizers(module):
         before, module, is_quantized = module.notes, convert(module), True
@@ -126,6 +132,8 @@ def export_onnx(
             program = _convert(exported, type(module).__name__, options)
             if is_quantized:
                 rewrite_stems(program.model)
+                if has_amx() if amx is None else amx:
+                    for_amx = prefer_amx(program.model)
             _write(program, temporary)
         ordered = _in_order(exported, inputs)
         graph = program.model.graph
@@ -144,7 +152,7 @@ def export_onnx(
             difference, batches = _verify(check, ordered, open_rows)
     names = (tuple(str(v.name) for v in graph.inputs), tuple(str(v.name) for v in graph.outputs))
     return OnnxReport(
-        final, opset_version, difference, batches, *names, bool(open_rows), found, runtime, notes
+        final, opset_version, difference, batches, *names, bool(open_rows), found, runtime, notes, for_amx
     )
 
 
