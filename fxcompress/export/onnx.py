@@ -29,6 +29,7 @@ from fxcompress.export.amx import has_amx, prefer_amx
 from fxcompress.export.files import replacing
 from fxcompress.export.parity import Parity, feed, open_session, with_more_rows
 from fxcompress.export.stem import rewrite_stems
+from fxcompress.export.subnormals import floor_probabilities
 from fxcompress.export.translations import translations_for
 from fxcompress.graph.inputs import Inputs, as_inputs, copied, find_inputs
 from fxcompress.graph.module import CompiledModule, eval_mode
@@ -126,6 +127,8 @@ def export_onnx(
         with _quiet():
             _check_runs(module, inputs)
             exported = _export(module, inputs, dynamic)
+            ordered = _in_order(exported, inputs)
+            floor_probabilities(exported, ordered)
             returned = _drop_constant_outputs(exported)
             if output_names is None:
                 options = replace(options, output_names=_keys_of_outputs(exported, returned))
@@ -135,7 +138,6 @@ def export_onnx(
                 if has_amx() if amx is None else amx:
                     for_amx = prefer_amx(program.model)
             _write(program, temporary)
-        ordered = _in_order(exported, inputs)
         graph = program.model.graph
         open_rows = [i for i, value in enumerate(graph.inputs) if _is_open(value)]
         difference: float | None = None
