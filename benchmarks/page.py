@@ -112,7 +112,7 @@ def _machine(facts: dict[str, Any]) -> str:
     """Facts of the machine as a phrase; older records lack some."""
     named = {key: facts[key] for key in ("architecture", "cpu_capability") if key in facts}
     threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
-    kind = " ".join(named.values())
+    kind = " ".join([*named.values(), *(["AMX"] if facts.get("amx") else [])])
     return f"{facts['cores']} cores, {threads}, {kind}, Python {facts['python']}, torch {facts['torch']}"
 
 

@@ -23,11 +23,16 @@ GOAL_MISSED = 3
 
 def machine_facts() -> dict[str, Any]:
     """Return what a reader needs to place a timing; nothing that identifies the machine."""
+    from fxcompress.export.amx import (
+        has_amx,
+    )  # here: what runs a case in a process of its own needs no fxcompress
+
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": has_amx(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
