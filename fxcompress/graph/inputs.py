@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import CaptureError
+from fxcompress.errors import CaptureError, FxcompressError, first_line
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _BATCH = 2
@@ -38,6 +39,35 @@ def as_inputs(example_inputs: Any) -> Inputs:
 def copied(inputs: Inputs) -> Inputs:
     """Inputs to run a model on that may write to what it is given."""
     return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def naming_sizes(given: Any, example: Any) -> Iterator[None]:
+    """Around a run of a captured model on ``given``, the inputs of a batch of data or the leaves of those.
+
+    Raises:
+        FxcompressError: if it does not run, and other sizes than the first are not those of ``example``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        got, expected = _sizes(given), _sizes(example)
+        if [size[1:] for size in got] == [size[1:] for size in expected]:
+            raise
+        raise FxcompressError(
+            f"data: the model does not run on a batch of sizes {_listed(got)}: {first_line(error)}. It was "
+            f"captured with example inputs of sizes {_listed(expected)}, and the first dimension alone is "
+            "open: give every batch the other sizes of the example inputs (a tokenizer does with "
+            "padding='max_length', truncation=True, max_length=...)"
+        ) from error
+
+
+def _sizes(inputs: Any) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+
+
+def _listed(sizes: list[tuple[int, ...]]) -> str:
+    return " and ".join(map(str, dict.fromkeys(sizes)))
 
 
 def find_inputs(model: nn.Module) -> tuple[Inputs, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxcompress.graph.inputs import Inputs, leaves_of
+from fxcompress.graph.inputs import Inputs, leaves_of, naming_sizes
 from fxcompress.graph.module import CompiledModule
 
 
@@ -19,6 +19,7 @@ class Walk:
 
     def __init__(self, module: CompiledModule, order: Sequence[fx.Node], batches: Sequence[Inputs]) -> None:
         self._runs = [_run(module, batch) for batch in batches]
+        self._batches, self._example = batches, module.example_inputs
         last = {source: node for node in order for source in node.all_input_nodes}
         self._done: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last.items():
@@ -29,9 +30,14 @@ class Walk:
         return [run.env[node] for run in self._runs]
 
     def step(self, node: fx.Node) -> None:
-        """Compute ``node`` on every batch."""
-        for run in self._runs:
-            run.env[node] = run.run_node(node)
+        """Compute ``node`` on every batch.
+
+        Raises:
+            FxcompressError: if a batch has other sizes than the model was captured with, and does not run.
+        """
+        for run, batch in zip(self._runs, self._batches, strict=True):
+            with naming_sizes(batch, self._example):
+                run.env[node] = run.run_node(node)
             for source in self._done.get(node, ()):
                 del run.env[source]
 

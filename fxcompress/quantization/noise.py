@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from fxcompress import ops
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.calls import Call, call_of
+from fxcompress.graph.inputs import leaves_of, naming_sizes
 from fxcompress.graph.module import CompiledModule, eval_mode
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.passes.insert_fake_quant import PASSING, quantizer_name, quantizers
@@ -120,8 +121,10 @@ def local_errors(
     found = {name: LocalErrors({}, Ratio(), Ratio()) for name in layers}
     owners = {call.node: (call, found[name]) for name, calls in layers.items() for call in calls}
     whole = Ratio()
+    example = leaves_of(module.graph, module.example_inputs)
     for leaves in batches:
-        _LocalWalk(module, leaves, owners).run(whole)
+        with naming_sizes(leaves, example):
+            _LocalWalk(module, leaves, owners).run(whole)
     return found, whole
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import FxcompressError, first_line
-from fxcompress.graph.inputs import Inputs
+from fxcompress.errors import FxcompressError
+from fxcompress.graph.inputs import Inputs, naming_sizes
 from fxcompress.graph.module import CompiledModule, eval_mode
 
 
@@ -51,19 +51,9 @@ def run_on(module: CompiledModule, batch: Any) -> Any:
     Raises:
         FxcompressError: if the batch does not hold its inputs, or they have other sizes than it runs on.
     """
-    args, kwargs = inputs_of(module, batch)
-    try:
-        return module(*args, **kwargs)
-    except RuntimeError as error:
-        got, expected = _sizes((args, kwargs)), _sizes(module.example_inputs)
-        if [size[1:] for size in got] == [size[1:] for size in expected]:
-            raise
-        raise FxcompressError(
-            f"data: the model does not run on a batch of sizes {_listed(got)}: {first_line(error)}. It was "
-            f"captured with example inputs of sizes {_listed(expected)}, and the first dimension alone is "
-            "open: give every batch the other sizes of the example inputs (a tokenizer does with "
-            "padding='max_length', truncation=True, max_length=...)"
-        ) from error
+    given = inputs_of(module, batch)
+    with naming_sizes(given, module.example_inputs):
+        return module(*given[0], **given[1])
 
 
 def run_batches(module: CompiledModule, data: Iterable[Any]) -> None:
@@ -75,14 +65,6 @@ def run_batches(module: CompiledModule, data: Iterable[Any]) -> None:
     with eval_mode(module), torch.no_grad():
         for batch in data:
             run_on(module, batch)
-
-
-def _sizes(inputs: Inputs) -> list[tuple[int, ...]]:
-    return [tuple(x.shape) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
-
-
-def _listed(sizes: list[tuple[int, ...]]) -> str:
-    return " and ".join(map(str, dict.fromkeys(sizes)))
 
 
 def _described(batch: Any) -> str:

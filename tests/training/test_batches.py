@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxcompress
 from fxcompress.errors import FxcompressError
 from fxcompress.graph.module import CompiledModule
+from fxcompress.sqnr import sqnr
 from fxcompress.training.batches import inputs_of, run_on
 from tests.helpers import image, ready
 
@@ -29,6 +30,7 @@ class Scaled(nn.Module):
 
 
 EXAMPLE = {"x": image(2, 5, 4), "scale": image(2, 1, 1, seed=1)}
+FLOATS = {name: value.float() for name, value in EXAMPLE.items()}
 
 
 def captured() -> CompiledModule:
@@ -64,10 +66,11 @@ def test_a_batch_of_another_length_says_what_is_open() -> None:
     "entry",
     [
         {"quant_bits": 8, "quantizer": "ptq"},
+        {"quant_bits": 4, "quantizer": "gptq"},
         {"sparsity": 0.5, "pruner": "taylor"},
         {"sparsity": 0.5, "pruner": "mean_activation"},
     ],
-    ids=lambda entry: str(entry.get("pruner", "ptq")),
+    ids=lambda entry: str(entry.get("pruner", entry.get("quantizer"))),
 )
 def test_algorithms_that_are_given_such_a_batch_say_so(entry: dict[str, Any]) -> None:
     class Two(Scaled):
@@ -83,6 +86,13 @@ def test_algorithms_that_are_given_such_a_batch_say_so(entry: dict[str, Any]) ->
     entry = {**entry, "op_names": ["layer"]}
     with pytest.raises(FxcompressError, match=WORDS):
         fxcompress.compile(ready(Two()), [entry], EXAMPLE, data=batches, loss_fn=lambda y, _: y.sum())
+
+
+def test_measuring_noise_on_such_a_batch_says_so() -> None:
+    config = [{"quant_bits": 8, "quantizer": "ptq"}]
+    module = fxcompress.compile(ready(Scaled()).float(), config, FLOATS, data=[FLOATS])
+    with pytest.raises(FxcompressError, match=WORDS):
+        sqnr(module, [FLOATS, FLOATS | {"x": image(2, 6, 4).float()}])
 
 
 def test_an_error_that_has_nothing_to_do_with_sizes_stays_what_it_is() -> None:
