@@ -116,6 +116,7 @@ class _Job:
         self.data = options.data and Batches(options.data)
         with naming(options.config):
             self.pruning, self.quantization = split(config_list)
+            _refuse_own_rounding(self.quantization)
         self._check_options()
         self._stage = 0
 
@@ -325,6 +326,22 @@ def _refuse_halves(module: nn.Module) -> None:
             f"{name!r} is {str(dtype).removeprefix('torch.')}: quantization starts from float32; call "
             ".float() where the model is made, and give --input without a type"
         )
+
+
+def _refuse_own_rounding(entries: Entries) -> None:
+    """Files hold integers and the steps between them, not methods."""
+    from fxcompress.quantization.base import Quantizer
+    from fxcompress.quantization.registry import QUANTIZERS
+
+    for entry in entries:
+        chosen = entry.get("quantizer")
+        name = chosen["name"] if isinstance(chosen, dict) else chosen
+        cls = QUANTIZERS.get(name or "")
+        if cls is not None and cls.fake_quantizer is Quantizer.fake_quantizer:
+            raise ConfigError(
+                f"quantizer {name!r} rounds by methods of {cls.__name__}, which no file can hold; call "
+                "fxcompress.compile and train in Python, or override fake_quantizer with a FakeQuantize"
+            )
 
 
 def split(config_list: Entries) -> tuple[Entries, Entries]:

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ FORMAT = "fxcompress"
 FORMAT_VERSION = 1
 _MEMBERS = ("graph.json", "modules.json", "weights.safetensors", "inputs.safetensors")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_LARGEST_JSON = 1 << 28
+"""Bytes; a graph of a million nodes has half of them. What claims more expands to fill the memory."""
 # What reading malformed contents raises; RuntimeError includes RecursionError.
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError)
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError, zlib.error)
 
 
 def save(module: CompiledModule, path: str | os.PathLike[str]) -> None:
@@ -75,7 +78,8 @@ def _write(module: CompiledModule, path: Path) -> None:
     }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (("graph.json", graph), ("modules.json", modules)):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), json.dumps(content, allow_nan=False, indent=0))
+            text = json.dumps(content, allow_nan=False, indent=0)
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), text, zipfile.ZIP_DEFLATED)
         for name, part in (("weights.safetensors", tensors), ("inputs.safetensors", writer.tensors)):
             loose = path.with_name(name)
             write_tensors(part, loose)
@@ -165,6 +169,12 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         missing = [name for name in _MEMBERS if name not in archive.namelist()]
         if missing:
             raise ExportError(f"it lacks {', '.join(missing)}; expected a file written by fxcompress.save")
+        for member in map(archive.getinfo, _MEMBERS):
+            packed = member.compress_type != zipfile.ZIP_STORED
+            if packed and (not member.filename.endswith(".json") or member.file_size > _LARGEST_JSON):
+                raise ExportError(
+                    f"{member.filename} would expand to {member.file_size:,} bytes; save writes no such file"
+                )
         yield archive
 
 

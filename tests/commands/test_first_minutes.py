@@ -55,6 +55,7 @@ OWN = """
 from typing import ClassVar
 
 import torch
+from fxcompress import quantization
 from fxcompress.pruning import FilterPruner, register
 from sorter.net import seven
 
@@ -65,6 +66,18 @@ class LastPruner(FilterPruner):
 
     def score(self, layer):
         return torch.arange(len(layer.filters()))
+
+
+@quantization.register
+class Halves(quantization.Quantizer):
+    name: ClassVar[str] = "halves"
+
+    def quantize_weight(self, weight, **_):
+        return (2 * weight).round() / 2
+
+
+def never(module):
+    raise RuntimeError("what was trained would be lost")
 """
 GATED = """
 from torch import nn
@@ -137,6 +150,15 @@ def test_an_algorithm_that_the_models_module_registers_is_known(folder: Path) ->
     stem = torch.nn.Conv2d(3, 8, 3)  # the first layer that the model makes
     small = fxcompress.load(folder / "own" / "small.pt2")
     assert torch.equal(small.get_parameter("stem.weight"), stem.weight[4:])
+
+
+def test_a_quantizer_that_no_file_can_hold_is_refused_at_once(folder: Path) -> None:
+    (folder / "rounding.toml").write_text('[[config]]\nquant_bits = 8\nquantizer = "halves"\n')
+    arguments = ("--config", "rounding.toml", *INPUT, "--train-quantized", "sorter.own:never")
+    assert error_line(run("compress", "sorter.own:seven", *arguments, cwd=folder)) == (
+        "fxcompress: error: rounding.toml: quantizer 'halves' rounds by methods of Halves, which no file can "
+        "hold; call fxcompress.compile and train in Python, or override fake_quantizer with a FakeQuantize"
+    )
 
 
 def test_a_path_for_a_module_is_answered_with_the_module(folder: Path) -> None:

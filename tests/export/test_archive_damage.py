@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fxcompress.errors import ExportError
+from fxcompress.export import archive
 from fxcompress.export.archive import load, save
 from fxcompress.export.targets import function_of
 from fxcompress.graph.capture import capture
@@ -181,6 +182,19 @@ def test_endless_nesting_is_refused(good: Path, tmp_path: Path) -> None:
     deep = b"[" * 200_000 + b"]" * 200_000
     with pytest.raises(ExportError, match=r"damaged"):
         load(rewritten(good, tmp_path / "a", {"graph.json": lambda _: deep}))
+
+
+@pytest.mark.parametrize("member", ["graph.json", "weights.safetensors"])
+def test_what_expands_to_fill_the_memory_is_refused(
+    good: Path, member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_LARGEST_JSON", 1 << 20)
+    path = tmp_path / "a"
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as sink:
+        for name in source.namelist():
+            sink.writestr(name, b" " * (2 << 20) if name == member else source.read(name))
+    with pytest.raises(ExportError, match=rf"{member} would expand to 2,097,152 bytes"):
+        load(path)
 
 
 def test_constructor_arguments_cannot_be_given_twice_over(good: Path, tmp_path: Path) -> None:
