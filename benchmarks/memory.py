@@ -14,9 +14,6 @@ inference  rise of loading the file and running it / that of the dense model in 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 
 from rich.console import Console
 
+from benchmarks.fresh import row_of_process
 from benchmarks.memory_case import COMPRESS, TRAIN
-from benchmarks.results_file import GOAL_MISSED, RESULTS, ROOT, machine_facts, read_json, write_json
+from benchmarks.results_file import GOAL_MISSED, RESULTS, machine_facts, read_json, write_json
 
 MODELS = ("tv/resnet18", "tv/resnet50", "tv/resnet152", "tv/vit_b_16")
 TRAINED, TRAINING_BATCH = "tv/resnet18", 16
@@ -40,17 +38,9 @@ Row = dict[str, Any]
 
 
 def in_process(zoo: Path, kind: str, tool: str, model: str, batch: int, folder: str = "") -> Row:
-    """One case in a fresh interpreter on one thread; a crash is an obstacle."""
+    """One case; a crash is an obstacle."""
     asked = {"zoo": str(zoo.resolve()), "kind": kind, "tool": tool, "model": model, "batch": batch}
-    with TemporaryDirectory() as place:
-        result = Path(place) / "row.json"
-        command = [sys.executable, "-m", "benchmarks.memory_case", json.dumps(asked | {"folder": folder})]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [*command, str(result)], cwd=ROOT, env=environment, capture_output=True, check=False
-        )
-        found = read_json(result)
-    return found or {"obstacle": f"crash: exit status {done.returncode}"}
+    return row_of_process("benchmarks.memory_case", asked | {"folder": folder})
 
 
 def compressing(zoo: Path, models: Sequence[str] = MODELS) -> dict[str, Row]:

@@ -12,11 +12,7 @@ also at another batch size. Finished rows are kept: a second call continues wher
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -30,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `benchmar
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results_file import GOAL_MISSED, LONG, ROOT, machine_facts, read_json, write_json
+from benchmarks.fresh import row_of_process
+from benchmarks.results_file import GOAL_MISSED, LONG, machine_facts, read_json, write_json
 from benchmarks.subject import load_zoo
 from benchmarks.tables import markdown_table, pairs_table
 from benchmarks.zoo_case import EXACT32, Row, Settings
@@ -112,36 +109,14 @@ def run_in_process(name: str, options: argparse.Namespace, settings: Settings) -
 def case_in_process(
     module: str, name: str, options: argparse.Namespace, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run ``module``'s case ``name`` in a fresh interpreter and return its row, or ``{"obstacle": …}``.
-
-    One thread: float64 grouped convolutions start a parallel region per group, a hundred times slower when
-    the cores are shared. Use ``--jobs`` for more cores.
-    """
+    """Run ``module``'s case ``name`` in a fresh interpreter and return its row, or ``{"obstacle": …}``."""
     asked = {
         "zoo": str(options.zoo.resolve()),
         "name": name,
         "memory_gib": options.memory_limit,
         "settings": settings,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "row.json"
-        command = [sys.executable, "-m", module, json.dumps(asked), str(result)]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-                timeout=options.time_limit,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return {"obstacle": f"time limit: not done after {options.time_limit:g} s"}
-        if result.exists():
-            return read_json(result)
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"obstacle": f"crash: exit status {done.returncode}: {last}"[:300]}
+    return row_of_process(module, asked, options.time_limit)
 
 
 def row_from(record: dict[str, Any]) -> Row:
