@@ -200,7 +200,7 @@ def _repeated(stem: _Stem, value: Any, times: int) -> Any:
     if value.const_value is None:
         before = value.producer()
         inputs = [_repeated(stem, each, times) for each in before.inputs]
-        return _insert(stem, before.op_type, inputs, name, like=value)
+        return _insert(stem, before.op_type, inputs, name, like=value, **before.attributes)
     numbers = np.asarray(value.const_value.numpy())
     if numbers.shape[:1] != stem.integers.shape[:1]:
         return value
@@ -233,9 +233,7 @@ def _with_columns(stem: _Stem, name: str, value: Any, columns: int, channels: in
     return _insert(stem, "Transpose", [moved], f"{stem.name}_{name}", perm=[0, 3, 1, 2])
 
 
-def _insert(
-    stem: _Stem, op: str, inputs: list[Any], name: str, like: Any = None, **attributes: list[int]
-) -> Any:
+def _insert(stem: _Stem, op: str, inputs: list[Any], name: str, like: Any = None, **attributes: Any) -> Any:
     """The output, of the element type of ``like`` or of the first input, of a new node behind that input."""
     from onnxscript import ir
 
