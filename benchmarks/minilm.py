@@ -141,11 +141,12 @@ def write_files(
         model, example, str(files["float32"]), dynamo=True, dynamic_shapes=(batch, batch), external_data=False
     )
     reports = {"float32, fxcompress": fxcompress.export_onnx(model, files["float32, fxcompress"], example)}
-    config = [{"quant_bits": 8}]
+    config: list[dict[str, Any]] = [{"quant_bits": 8}]
+    tables = [*config, {"quant_bits": 8, "op_types": ["Embedding"]}]
     ptq = {"example_inputs": example, "data": calibration}
     quantizers = {
-        "static, SmoothQuant": PTQ_Quantizer(model, config, smooth=ALPHA, **ptq),  # type: ignore[arg-type]
-        "static": PTQ_Quantizer(model, config, **ptq),  # type: ignore[arg-type]
+        "static, SmoothQuant": PTQ_Quantizer(model, tables, smooth=ALPHA, **ptq),  # type: ignore[arg-type]
+        "static": PTQ_Quantizer(model, tables, **ptq),  # type: ignore[arg-type]
         "dynamic": DynamicQuantizer(model, config, example_inputs=example),
     }
     for name, quantizer in quantizers.items():

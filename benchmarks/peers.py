@@ -175,7 +175,8 @@ def minilm_rows(record: dict[str, Any]) -> Iterator[Row]:
     others = [name for name in files if name.startswith("onnxruntime")]
     name = max(others, key=lambda name: files[name]["speedup"]["batch 1"])
     cells = [
-        " / ".join(f"{x:.2f}×" for x in file["speedup"].values()) + f", cosine {file['cosine_mean']:.4f}"
+        " / ".join(f"{x:.2f}×" for x in file["speedup"].values())
+        + f", cosine {file['cosine_mean']:.4f}, {file['bytes'] / 1e6:.0f} MB"
         for file in (ours, files[name])
     ]
     speedups = (file["speedup"].values() for file in (ours, files[name]))

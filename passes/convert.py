@@ -28,7 +28,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of, operand
 from fxcompress.graph.constants import Constants
 from fxcompress.graph.module import CompiledModule, erase_dead
-from fxcompress.graph.operands import add_buffer, set_operand
+from fxcompress.graph.operands import add_buffer, read_tensor, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import BIAS, Grid, bias_scale
@@ -104,6 +104,8 @@ class _Converter:
         self._rounded: dict[fx.Node, Numbers] = {}
         """What dequantize nodes, and operators that pass their values on, are rounded to."""
         self._constants = Constants(module)
+        self._tables: list[str] = []
+        """Buffers whose rows are looked up."""
 
     def visit(self, node: fx.Node) -> None:
         """Convert a fake-quantize node, or pass on what an operator behind one is rounded to."""
@@ -126,6 +128,8 @@ class _Converter:
             self._round_bias(call)
         elif call.op == "hardsigmoid":
             self._as_sum(call)
+        elif call.op == "embedding":
+            self._look_up(call)
 
     def _convert(self, node: fx.Node) -> None:
         source, owner = node.args
@@ -206,6 +210,56 @@ class _Converter:
         new = self._stored(call.node, name, integers, Numbers(BIAS, scale, zero_point))
         set_operand(self.module, call.node, "bias", new)
 
+    def _look_up(self, call: Call) -> None:
+        """Rows of a rounded table: integers first, so that it need not be dequantized as a whole."""
+        table, rows, node = call.get("weight"), call.get("indices"), call.node
+        if table not in self._rounded:
+            return
+        numbers, name = self._rounded[table], str(table.args[0].target)
+        stored = self._held(name, self.module.get_buffer(name), node)
+        info = node.meta["tensor"]
+
+        def looked_up(values: fx.Node) -> fx.Node:
+            found = self._computed(node, torch.ops.aten.embedding.default, values, rows)
+            shape = (*info.shape[:-1], values.meta["tensor"].shape[-1])
+            found.meta["tensor"] = replace(info, shape=shape, dtype=values.meta["tensor"].dtype)
+            return found
+
+        integers = looked_up(stored)
+        if numbers.grid.axis is None:
+            new = self._computed(node, _q.dequantize_per_tensor.default, integers, *table.args[1:])
+        else:
+            new = self._computed(node, torch.ops.aten._to_copy.default, integers, dtype=info.dtype)
+            for which, operator, values in (
+                ("zero_points", torch.ops.aten.sub.Tensor, numbers.zero_point),
+                ("scales", torch.ops.aten.mul.Tensor, numbers.scale),
+            ):
+                if which == "scales" or values.any():
+                    column = values[:, None].to(info.dtype, copy=True)
+                    steps = looked_up(self._held(f"{name}_{which}", column, node))
+                    new = self._computed(node, operator, new, steps)
+        node.replace_all_uses_with(new)
+
+    def _held(self, name: str, table: Tensor, before: fx.Node) -> fx.Node:
+        """A node that reads ``table``: from the buffer of an equal one, which was looked up before."""
+        for found in self._tables:
+            held = self.module.get_buffer(found)
+            if held.dtype == table.dtype and torch.equal(held, table):
+                return read_tensor(self.module, found, before)
+        if self.module._buffers.get(name) is table:
+            node = read_tensor(self.module, name, before)
+        else:
+            node = add_buffer(self.module, name, table, before)
+        self._tables.append(str(node.target))
+        return node
+
+    def _computed(self, before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call in front of ``before`` whose result is like that."""
+        with self.graph.inserting_before(before):
+            new = self.graph.call_function(target, args, kwargs)
+        new.meta["tensor"] = before.meta["tensor"]
+        return new
+
     def _as_sum(self, call: Call) -> None:
         """``hardsigmoid(x) = clamp(x / 6 + ½, 0, 1)`` as a sum of integers, ``x`` dequantized at a sixth of
         its scale: the quantizer behind clips it, if its grid ends at 0 and 1.
@@ -254,7 +308,11 @@ def _drop_unread(module: CompiledModule) -> None:
             continue
         for table in (owner._parameters, owner._buffers):
             for attribute in list(table):
-                if f"{path}.{attribute}".lstrip(".") not in read:
-                    table[attribute] = None
+                if f"{path}.{attribute}".lstrip(".") in read:
+                    continue
+                if path:
+                    table[attribute] = None  # a layer's own code asks for it
+                else:
+                    del table[attribute]
     if not quantizers:
         del module._modules[CONTAINER]

@@ -36,6 +36,8 @@ COMPUTING = frozenset(
     }
 )
 """Operators worth quantizing for their own sake."""
+TABLES = frozenset({"embedding"})
+"""Operators that look up rows of their weight."""
 FOLLOWING = frozenset(
     {
         *("add", "mul", "cat", "sigmoid", "hardsigmoid", "leaky_relu", "adaptive_avg_pool2d", "avg_pool2d"),
@@ -77,11 +79,11 @@ class _Request:
 def weight_argument(call: Call) -> str | None:
     """The argument that holds the layer's weight."""
     name = WEIGHTS.get(call.op, "weight")
-    return name if call.op in COMPUTING and call.get(name) is not None else None
+    return name if call.op in COMPUTING | TABLES and call.get(name) is not None else None
 
 
 def weight_axis(call: Call) -> int:
-    """The dimension of the weight that counts output channels."""
+    """The dimension of the weight that counts output channels; of a table its rows."""
     return 1 if call.op.startswith("conv_transpose") or call.op == "addmm" else 0
 
 

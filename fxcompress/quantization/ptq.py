@@ -30,7 +30,7 @@ from fxcompress.quantization.base import Quantizer
 from fxcompress.quantization.bias_correction import correct_biases
 from fxcompress.quantization.equalize import equalize
 from fxcompress.quantization.outcome import Outcome
-from fxcompress.quantization.placement import layer_calls, tensors_of, weight_argument
+from fxcompress.quantization.placement import COMPUTING, layer_calls, tensors_of, weight_argument
 from fxcompress.quantization.resolution import lost_channels
 from fxcompress.quantization.smooth import is_linear, smooth
 from fxcompress.quantization.wrapper import Wrapper
@@ -160,12 +160,12 @@ def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool
 
 
 def _weighted_calls(module: CompiledModule, settings: Mapping[str, QuantSettings]) -> list[fx.Node]:
-    """The calls whose weight is to be rounded, in order of execution."""
+    """The calls that compute with a weight that is to be rounded, in order of execution."""
     found = {
         call.node
         for name, calls in layer_calls(module).items()
         if name in settings and "weight" in settings[name].quant_types
         for call in calls
-        if weight_argument(call) is not None
+        if call.op in COMPUTING and weight_argument(call) is not None
     }
     return [node for node in module.graph.nodes if node in found]

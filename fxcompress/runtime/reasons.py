@@ -67,6 +67,25 @@ def explain(node: Node, graph: Graph) -> Reason:
     )
 
 
+def _lookup(site: Site) -> Reason | None:
+    """A table in integers with a step for each row: the rows that were looked up become floats."""
+    readers = site.graph.readers(site.node) if site.node.op == "Gather" else ()
+    if not any(_is_row(node, site.graph) for node in (site.node, *readers)):
+        return None
+    return Reason("it makes floats of the rows of a table in integers", "nothing: that was asked for")
+
+
+def _is_row(node: Node, graph: Graph) -> bool:
+    """Whether ``node`` is Cast, Sub or Mul of integers that a Gather found in a constant."""
+    source = next(graph.sources(node), None)
+    if source is None:
+        return False
+    if node.op != "Cast":
+        return node.op in ("Sub", "Mul") and _is_row(source, graph)
+    table = graph.constants.get(source.inputs[0]) if source.op == "Gather" else None
+    return table is not None and table.dtype in (np.int8, np.uint8)
+
+
 def _kernel(site: Site) -> Reason | None:
     node = site.node
     if node.op == "Resize" and node.attributes.get("mode", "nearest") != "nearest":
@@ -302,6 +321,7 @@ def requantization(node: Node, graph: Graph) -> Reason:
 
 
 CHECKS: tuple[Callable[[Site], Reason | None], ...] = (
+    _lookup,
     _kernel,
     _activation,
     _float_operand,

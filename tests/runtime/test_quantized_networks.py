@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ def check(seed: int, folder: Path) -> str:
     model = network.model().float()
     inputs = map_floats(torch.Tensor.float, network.inputs(batch=3))
     more = map_floats(torch.Tensor.float, network.inputs(batch=4, seed=7))
-    config = [{"quant_bits": random.Random(seed).choice([8, 8, 8, 6]), "quantizer": "ptq"}]
+    config: list[dict[str, Any]] = [
+        {"quant_bits": random.Random(seed).choice([8, 8, 8, 6]), "quantizer": "ptq"}
+    ]
     if not any(
         call.op in COMPUTING
         for calls in layer_calls(fxcompress.capture(model, inputs)).values()
@@ -43,6 +46,8 @@ def check(seed: int, folder: Path) -> str:
         with pytest.raises(ConfigError, match="expected at least one selected layer"):
             fxcompress.compile(model, config, inputs)
         return "nothing to quantize"
+    if any(isinstance(layer, torch.nn.Embedding) for layer in model.modules()):
+        config.append({**config[0], "op_types": ["Embedding"]})
     module = fxcompress.compile(model, config, inputs, data=[inputs, more])
     try:
         report = fxcompress.export_onnx(module, folder / "model.onnx", amx=seed % 2 == 1)
