@@ -28,7 +28,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph.calls import Call, Reference, TensorInfo, call_of, operand
 from fxcompress.graph.constants import Constants
 from fxcompress.graph.module import CompiledModule, erase_dead
-from fxcompress.graph.operands import add_buffer, read_tensor, set_operand
+from fxcompress.graph.operands import add_buffer, operand_node, read_tensor, set_operand
 from fxcompress.graph.shapes import element_info
 from fxcompress.numerics.fake_quantize import FakeQuantize
 from fxcompress.numerics.grid import BIAS, Grid, bias_scale
@@ -212,11 +212,12 @@ class _Converter:
 
     def _look_up(self, call: Call) -> None:
         """Rows of a rounded table: integers first, so that it need not be dequantized as a whole."""
-        table, rows, node = call.get("weight"), call.get("indices"), call.node
+        table, node = call.get("weight"), call.node
         if table not in self._rounded:
             return
         numbers, name = self._rounded[table], str(table.args[0].target)
         stored = self._held(name, self.module.get_buffer(name), node)
+        rows = operand_node(self.module, node, "indices")
         info = node.meta["tensor"]
 
         def looked_up(values: fx.Node) -> fx.Node:

@@ -38,6 +38,8 @@ def moved(node: Node, inputs: Inputs, opset: int) -> tuple[Array, ...]:
     """The outputs of a standard operator that moves numbers, by the reference implementation of ONNX."""
     if node.op == "GatherElements":
         return (_gathered(node, present(inputs, 0), present(inputs, 1)),)
+    if node.op == "Pad":
+        inputs = _cropped(inputs)
     named = {name: value for name, value in zip(node.inputs, inputs, strict=True) if value is not None}
     opsets = [helper.make_opsetid("", opset)]
     known = [
@@ -54,3 +56,14 @@ def _gathered(node: Node, x: Array, index: Array) -> Array:
     axis = node.attributes.get("axis", 0) % x.ndim
     part = tuple(slice(None) if d == axis else slice(size) for d, size in enumerate(index.shape))
     return np.take_along_axis(x[part], index % x.shape[axis], axis)
+
+
+def _cropped(inputs: Inputs) -> Inputs:
+    """The inputs of Pad with negative pads cut off, which the reference implementation does not know."""
+    x, pads, *rest = present(inputs, 0), present(inputs, 1), *inputs[2:]
+    axes = optional(inputs, 3)
+    cut = [slice(None)] * x.ndim
+    first, last = np.split(np.minimum(pads, 0), 2)
+    for axis, low, high in zip(range(x.ndim) if axes is None else axes, first, last, strict=True):
+        cut[axis] = slice(-low, x.shape[axis] + high)
+    return (x[tuple(cut)], np.maximum(pads, 0), *rest)

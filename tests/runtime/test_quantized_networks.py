@@ -17,7 +17,7 @@ from tests.comparing import map_floats
 from tests.generator import random_case
 from tests.runtime.networks import needs_vnni
 
-QUICK = (*range(5), 7, 133, 143, 236)
+QUICK = (*range(5), 7, 58, 72, 133, 143, 236)
 ALL = range(400)
 OUTCOMES = ("compared", "no ONNX form", "nothing to quantize")
 
