@@ -38,7 +38,8 @@ def extremes(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # a look at the values would interrupt it
         return _ends(_finite(x), axis)
     low, high = _ends(x, axis)
-    if not math.isfinite((low - high).sum().item()):  # the −inf of an attention mask is no range
+    width = low.item() - high.item() if axis is None else (low - high).sum().item()
+    if not math.isfinite(width):  # the −inf of an attention mask is no range
         low, high = _ends(_finite(x), axis)
     return low, high
 
@@ -48,7 +49,11 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def _ends(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    low, high = torch.aminmax(x) if axis is None else torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
+    if axis is None:
+        low, high = torch.aminmax(x)
+    else:
+        rows = x if axis == 0 else x.movedim(axis, 0)
+        low, high = torch.aminmax(rows.flatten(1), dim=1)
     return low.float(), high.float()
 
 

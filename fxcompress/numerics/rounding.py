@@ -26,13 +26,13 @@ class _Rounding(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         inverse = 1.0 / scale
         ctx.save_for_backward(x, scale, inverse)
-        ctx.ends = low, high
+        ctx.ends = low - 0.5, high + 0.5
         return (x * inverse).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale, inverse = ctx.saved_tensors
-        low, high = (end + half for end, half in zip(ctx.ends, (-0.5, 0.5), strict=True))
+        low, high = ctx.ends
         if scale.numel() == 1:
             step = scale.item()
             low, high = low * step, high * step
