@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +12,47 @@ import pytest
 import torch
 
 from benchmarks import memory, memory_case
-from benchmarks.memory_case import COMPRESS, TRAIN, measured, of_inference, of_work, tiny
-from benchmarks.results_file import read_json
+from benchmarks.memory_case import COMPRESS, TRAIN, of_inference, of_work, tiny
+from benchmarks.results_file import ROOT, read_json
 from fxcompress.graph.cost import count_bytes
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc")
 
 
-def test_rise_is_the_peak_and_held_is_what_stays() -> None:
-    def work() -> Any:
-        passing = torch.ones(96 * MIB, dtype=torch.uint8)
-        kept = torch.ones(32 * MIB, dtype=torch.uint8)
-        del passing
-        return kept
+def in_a_fresh_process(code: str) -> dict[str, int]:
+    """What ``found`` is behind ``code``: what others freed before would be used again, and hide a rise."""
+    lines = [
+        "import json, torch",
+        "from benchmarks.memory_case import measured",
+        code,
+        "print(json.dumps(found))",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
 
-    found = measured(work)
+
+def test_rise_is_the_peak_and_held_is_what_stays() -> None:
+    found = in_a_fresh_process("""
+def work():
+    passing = torch.ones(96 * 2**20, dtype=torch.uint8)
+    kept = torch.ones(32 * 2**20, dtype=torch.uint8)
+    del passing
+    return kept
+
+found = measured(work)""")
     assert 127 * MIB <= found["rise"] <= 136 * MIB
     assert 31 * MIB <= found["held"] <= 40 * MIB
 
 
 def test_an_earlier_peak_does_not_hide_the_rise() -> None:
-    torch.ones(256 * MIB, dtype=torch.uint8)
-    assert 31 * MIB <= measured(lambda: torch.ones(32 * MIB, dtype=torch.uint8))["rise"] <= 40 * MIB
+    found = in_a_fresh_process("""
+torch.ones(256 * 2**20, dtype=torch.uint8)
+found = measured(lambda: torch.ones(32 * 2**20, dtype=torch.uint8))""")
+    assert 31 * MIB <= found["rise"] <= 40 * MIB
 
 
 @pytest.mark.parametrize("tool", list(COMPRESS))

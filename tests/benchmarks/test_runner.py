@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ def test_ctrl_c_leaves_whole_files_and_no_process(tmp_path: Path) -> None:
     (tmp_path / "hangs.json").write_text('{"benchmark": "of the last run"}')
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    # A run in the background of a shell ignores the signal, and so would its children.
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     log = tmp_path / "logs" / "hangs.log"
     end = time.monotonic() + 90
     while not (log.exists() and log.read_text().endswith("\n")):
