@@ -81,6 +81,7 @@ ZOO_SAMPLE = (
     *("hf/*", "timm/test_*", "tv/resnet18", "tv/mobilenet_v3_small", "tv/mnasnet0_5", "tv/squeezenet1_1"),
     *("tv/shufflenet_v2_x0_5", "tv/efficientnet_b0", "tv/regnet_y_400mf", "tv/googlenet"),
 )
+
 PLAN = (
     # Times first: they want the rested machine.
     Benchmark("demo", 0.3, needs=(SKLEARN,)),

@@ -23,9 +23,8 @@ GOAL_MISSED = 3
 
 def machine_facts() -> dict[str, Any]:
     """Return what a reader needs to place a timing; nothing that identifies the machine."""
-    from fxcompress.export.amx import (
-        has_amx,
-    )  # here: what runs a case in a process of its own needs no fxcompress
+    # Here: a process whose memory is measured reads this module, and may be another tool's.
+    from fxcompress.export.amx import has_amx
 
     return {
         "cores": os.cpu_count(),

@@ -278,17 +278,12 @@ class _Converter:
         numbers = self._rounded[x]
         integers, _, *rest = x.args
         half = Numbers(Grid(8, False, False), torch.tensor(0.5), torch.tensor(0, dtype=torch.int32))
-        with self.graph.inserting_before(node):
-            sixth = self.graph.call_function(
-                _q.dequantize_per_tensor.default, (integers, float(numbers.scale / 6), *rest)
-            )
-        sixth.meta["tensor"] = x.meta["tensor"]
+        sixth = self._computed(
+            node, _q.dequantize_per_tensor.default, integers, float(numbers.scale / 6), *rest
+        )
         one = torch.ones((1,) * len(node.meta["tensor"].shape), dtype=torch.uint8)
         addend = self._stored(node, f"{node.name}_half", one, half)
-        with self.graph.inserting_before(node):
-            total = self.graph.call_function(torch.ops.aten.add.Tensor, (sixth, addend))
-        total.meta["tensor"] = node.meta["tensor"]
-        node.replace_all_uses_with(total)
+        node.replace_all_uses_with(self._computed(node, torch.ops.aten.add.Tensor, sixth, addend))
 
 
 def _drop_unread(module: CompiledModule) -> None:

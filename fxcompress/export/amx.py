@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxcompress.export.integers import dequantized_weight, hold
+
 _FEWEST_PRODUCTS = 256
 _FEWEST_CHANNELS = 64
 """Of the output, where patches overlap and are copied."""
@@ -40,25 +42,17 @@ def prefer_amx(model: Any) -> int:
 
     found = 0
     for node in model.graph:
-        if node.op_type != "Conv" or node.domain or node.attributes["group"].as_int() != 1:
+        dequantize = dequantized_weight(node)
+        if dequantize is None:
             continue
-        dequantize = node.inputs[1].producer()
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            continue
-        weight, scale, *zeros = dequantize.inputs
-        if weight.const_value is None or scale.const_value is None or len(weight.uses()) > 1:
-            continue
+        weight, scale = dequantize.inputs[:2]
         integers = weight.const_value.numpy()
-        symmetric = integers.dtype == np.int8 and integers.min() > np.iinfo(np.int8).min
-        if not symmetric or any(zero.const_value.numpy().any() for zero in zeros) or not _is_large(integers):
+        if not _is_large(integers) or integers.min() == np.iinfo(np.int8).min:
             continue
         weight.const_value = ir.tensor(integers + np.int8(_ZERO_POINT), name=weight.name)
-        name = f"{weight.name}_zero_point"
         points = np.full(tuple(scale.const_value.shape), _ZERO_POINT, np.int8)
-        zero = ir.val(name, const_value=ir.tensor(points, name=name))
-        model.graph.register_initializer(zero)
         dequantize.resize_inputs(3)
-        dequantize.replace_input_with(2, zero)
+        dequantize.replace_input_with(2, hold(model.graph, f"{weight.name}_zero_point", points))
         found += 1
     return found
 

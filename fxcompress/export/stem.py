@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxcompress.export.integers import dequantized_weight, hold
+
 _CHANNELS = 4
 """The kernel's step through input channels."""
 _COLUMNS = 4
@@ -95,20 +97,17 @@ def rewrite_stems(model: Any) -> None:
 
 def _stem_of(node: Any) -> _Stem | None:
     """``node`` as a stem, ``None`` if it is none or its weight is another's too."""
-    if node.op_type != "Conv" or node.domain or node.attributes["group"].as_int() != 1:
+    weights = dequantized_weight(node)
+    dequantize = node.inputs[0].producer() if weights is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or len(weights.outputs[0].uses()) > 1:
         return None
-    dequantize, weights = (node.inputs[i].producer() for i in (0, 1))
-    if any(made is None or made.op_type != "DequantizeLinear" for made in (dequantize, weights)):
+    quantize = dequantize.inputs[0].producer()
+    if quantize is None or quantize.op_type != "QuantizeLinear":
         return None
-    quantize, weight = dequantize.inputs[0].producer(), weights.inputs[0]
-    if quantize is None or quantize.op_type != "QuantizeLinear" or weight.const_value is None:
-        return None
-    symmetric = not any(zero.const_value.numpy().any() for zero in weights.inputs[2:])
-    alone = len(weight.uses()) == 1 and len(weights.outputs[0].uses()) == 1
-    stem = _Stem(node, quantize, dequantize, weight)
+    stem = _Stem(node, quantize, dequantize, weights.inputs[0])
     few = stem.integers.ndim == 4 and stem.integers.shape[1] < _CHANNELS
     plain = set(stem.ints("dilations")) == {1} and node.attributes["auto_pad"].as_string() == "NOTSET"
-    return stem if symmetric and alone and few and plain else None
+    return stem if few and plain else None
 
 
 def _folding_of(stem: _Stem) -> _Folding | None:
@@ -192,8 +191,6 @@ def _unfold(stem: _Stem, folding: _Folding) -> None:
 
 def _repeated(stem: _Stem, value: Any, times: int) -> Any:
     """What holds one number an output channel, ``times`` over; a single number stays."""
-    from onnxscript import ir
-
     if value is None:
         return None
     name = f"{stem.name}_{value.name}"
@@ -204,19 +201,14 @@ def _repeated(stem: _Stem, value: Any, times: int) -> Any:
     numbers = np.asarray(value.const_value.numpy())
     if numbers.shape[:1] != stem.integers.shape[:1]:
         return value
-    repeated = ir.val(name, const_value=ir.tensor(np.tile(numbers, times), name=name))
-    stem.conv.graph.register_initializer(repeated)
-    return repeated
+    return hold(stem.conv.graph, name, np.tile(numbers, times))
 
 
 def _pad_channels(stem: _Stem) -> None:
     """Four channels instead of fewer; the new ones are zero points, and meet weights of zero."""
-    from onnxscript import ir
-
     integers = stem.integers
     missing = _CHANNELS - integers.shape[1]
-    widths = ir.val(f"{stem.name}_widths", const_value=ir.tensor([0, 0, 0, 0, 0, missing, 0, 0]))
-    stem.conv.graph.register_initializer(widths)
+    widths = hold(stem.conv.graph, f"{stem.name}_widths", [0, 0, 0, 0, 0, missing, 0, 0])
     zero_point = stem.quantize.inputs[2]
     padded = _insert(stem, "Pad", [stem.quantize.outputs[0], widths, zero_point], f"{stem.name}_padded")
     _feed(stem, padded, np.pad(integers, ((0, 0), (0, missing), (0, 0), (0, 0))))
@@ -224,10 +216,7 @@ def _pad_channels(stem: _Stem) -> None:
 
 def _with_columns(stem: _Stem, name: str, value: Any, columns: int, channels: int) -> Any:
     """``value``, ``[N, C, H, W]`` with channels last in memory, as ``[N, channels, H, columns]``."""
-    from onnxscript import ir
-
-    sizes = ir.val(f"{stem.name}_{name}_sizes", const_value=ir.tensor([0, 0, columns, channels]))
-    stem.conv.graph.register_initializer(sizes)
+    sizes = hold(stem.conv.graph, f"{stem.name}_{name}_sizes", [0, 0, columns, channels])
     last = _insert(stem, "Transpose", [value], f"{stem.name}_{name}_last", perm=[0, 2, 3, 1])
     moved = _insert(stem, "Reshape", [last, sizes], f"{stem.name}_{name}_moved")
     return _insert(stem, "Transpose", [moved], f"{stem.name}_{name}", perm=[0, 3, 1, 2])
